@@ -50,6 +50,12 @@ class Group:
         return MAIN_SCORE[self.task]
 
     @cached_property
+    def units(self) -> str:
+        """Name what intervals and tests resample: patients, or duplicate groups if runs know no patients."""
+        by_patient = self.task == "segmentation" or any(entry.cases.by_patient for entry in self.entries)
+        return "patients" if by_patient else "duplicate groups"
+
+    @cached_property
     def alike(self) -> tuple[Entry, ...]:
         """Entries tested on the most common set of test cases."""
         known = [entry.cases.identity for entry in self.entries if entry.cases.problem is None]

@@ -7,13 +7,12 @@ from typing import Literal
 
 MAIN_SCORE = {"classification": "accuracy", "segmentation": "dice"}
 CASES = {"classification": "images", "segmentation": "patients"}
-UNITS = {"classification": "duplicate groups", "segmentation": "patients"}  # of resampling and tests
-RIGHT_OR_WRONG = ("accuracy", "accuracy_new")  # scores that are 0 or 1 for each image
+RIGHT_OR_WRONG = ("accuracy", "accuracy_new", "accuracy_known", "accuracy_patients")  # 0 or 1 for each image or patient
 # Scores of a structure and of classified images, in the order of a table.
 OF_STRUCTURES = ("dice", "hd95", "nsd", "iou", "precision", "recall", "fpr", "fnr", "accuracy")
 OF_IMAGES = (
-    "accuracy", "accuracy_new", "balanced_accuracy", "f1", "mcc", "auroc", "precision", "recall", "nll", "brier",
-    "ece", "confidence",
+    "accuracy", "accuracy_new", "accuracy_known", "accuracy_patients", "balanced_accuracy", "f1", "mcc", "auroc",
+    "precision", "recall", "nll", "brier", "ece", "confidence",
 )  # fmt: skip
 
 
@@ -59,6 +58,8 @@ _MEASURES = {
     "classification": {
         "accuracy": Measure("accuracy", "percent"),
         "accuracy_new": Measure("accuracy, new images", "percent"),
+        "accuracy_known": Measure("accuracy, known patients", "percent"),
+        "accuracy_patients": Measure("accuracy by patient", "percent"),
         "balanced_accuracy": Measure("balanced accuracy", "percent"),
         "precision": Measure("precision", "percent"),
         "recall": Measure("recall", "percent"),

@@ -38,7 +38,8 @@ def read_test_cases(path: Path, task: str) -> TestCases:
         }
         return TestCases(ids, _segmentation(columns), status, identity=key)
     images = _images(columns)
-    return TestCases(ids, _classification(columns, images), {}, _groups(ids, columns.get("group")), images, key)
+    units = _groups(ids, columns.get("unit", columns.get("group")))
+    return TestCases(ids, _classification(columns, images), {}, units, "unit" in columns, images, key)
 
 
 def _columns(text: str) -> dict[str, tuple[str, ...]] | str:
@@ -89,6 +90,10 @@ def _classification(columns: Mapping[str, tuple[str, ...]], images: Images | Non
         if images.known is not None and "accuracy" in make:
             known, accuracy = images.known, make["accuracy"]
             make["accuracy_new"] = lambda: np.where(known, np.nan, accuracy())
+        if images.names_patients and "accuracy" in make:
+            every = make["accuracy"]
+            make["accuracy_known"] = lambda: images.of_known_patients(every())
+            make["accuracy_patients"] = lambda: images.by_patient(images.probabilities)
     return LazyMapping(make)
 
 
@@ -111,10 +116,13 @@ def _images(columns: Mapping[str, tuple[str, ...]]) -> Images | None:
         if name in columns and set(columns[name]) <= index_of.keys()
     }
     known = None if "known" not in columns else _numbers(columns["known"]) > 0
+    patients = np.array(columns["patient"]) if "patient" in columns else None
     packed = [_packed(cells) for cells in chances]
-    return Images(
-        classes, labels, predicted, lambda: np.stack([np.nan_to_num(read()) for read in packed], 1), known, controls
-    )
+
+    def read() -> Floats:
+        return np.stack([np.nan_to_num(read_column()) for read_column in packed], 1)
+
+    return Images(classes, labels, predicted, read, known, controls, patients)
 
 
 def _are_numbers(cells: tuple[str, ...]) -> bool:
@@ -132,7 +140,7 @@ def _packed(cells: tuple[str, ...]) -> Callable[[], Floats]:
 
 @lru_cache(maxsize=64)
 def _groups(ids: tuple[str, ...], cells: tuple[str, ...] | None) -> NDArray[np.str_]:
-    """Return the duplicate group of each image; an image without duplicates is its own group."""
+    """Return the unit of each image; an image without a group is its own."""
     groups = cells or [""] * len(ids)
     return np.array([
         f"case {case}" if group in ("", "-1") else f"group {group}" for case, group in zip(ids, groups, strict=True)

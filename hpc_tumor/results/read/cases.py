@@ -25,6 +25,7 @@ class Images:
     Attributes:
         known: `(n,)` True if the image has a duplicate in training or validation; None if not recorded.
         controls: `(n,)` classes predicted by each control, by its key in vocabulary.CONTROLS, as far as recorded.
+        patients: `(n,)` patient of each image, "" if unknown; None if not recorded.
     """
 
     classes: tuple[str, ...]
@@ -33,11 +34,38 @@ class Images:
     read_probabilities: Callable[[], Floats]
     known: NDArray[np.bool_] | None = None
     controls: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    patients: NDArray[np.str_] | None = None
 
     @cached_property
     def probabilities(self) -> Floats:
         """`(n, classes)`, parsed on first access."""
         return self.read_probabilities()
+
+    @property
+    def names_patients(self) -> bool:
+        """Return True if the patient of an image is known."""
+        return self.patients is not None and bool((self.patients != "").any())
+
+    def of_known_patients(self, right: Floats) -> Floats:
+        """Return the `(n,)` scores of images of known patients, NaN elsewhere."""
+        return right if self.patients is None else np.where(self.patients == "", np.nan, right)
+
+    def by_patient(self, probabilities: Floats) -> Floats:
+        """Decide for each known patient by the mean of its images' `probabilities` `(n, classes)`.
+
+        Return 1 or 0, right or wrong, at each patient's first image, NaN elsewhere: the mean is the accuracy over
+        patients. A patient's class is that of most of its images.
+        """
+        right = np.full(len(self.labels), np.nan)
+        if self.patients is None:
+            return right
+        names, first, codes = np.unique(self.patients, return_index=True, return_inverse=True)
+        sums, votes = np.zeros((2, len(names), len(self.classes)))
+        np.add.at(sums, codes, probabilities)
+        np.add.at(votes, (codes, self.labels), 1)
+        known = names != ""
+        right[first[known]] = (sums.argmax(axis=1) == votes.argmax(axis=1))[known]
+        return right
 
 
 @dataclass(frozen=True)
@@ -48,7 +76,9 @@ class TestCases:
         ids: names of the cases.
         values: score → `(n,)`, NaN where a case has no such score.
         status: structure → `(n,)` of ok, missed, false alarm or empty.
-        groups: `(n,)` names of duplicate groups; None without duplicates.
+        groups: `(n,)` names of the independent units: patients, or duplicate groups of images of unknown patients;
+            None where each case is one.
+        by_patient: True if `groups` keep a patient's images together; runs of earlier versions know only duplicates.
         identity: hash of the set of cases.
         problem: why there are no cases; None if there are.
     """
@@ -59,6 +89,7 @@ class TestCases:
     values: Mapping[str, Floats] = field(default_factory=dict)
     status: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
     groups: NDArray[np.str_] | None = None
+    by_patient: bool = False
     images: Images | None = None
     identity: str | None = None
     problem: str | None = None
@@ -99,6 +130,9 @@ class TestCases:
             values = {"accuracy": right}
             if images.known is not None:
                 values["accuracy_new"] = np.where(images.known, np.nan, right)
+            if images.names_patients:
+                values["accuracy_known"] = images.of_known_patients(right)
+                values["accuracy_patients"] = images.by_patient(np.eye(len(images.classes))[answer])
             controls[name] = replace(self, values=values)
         return controls
 
@@ -148,7 +182,7 @@ def average_seeds(runs: Sequence[TestCases]) -> TestCases:
         agreed = np.all([column == seen[0] for column in seen], axis=0)
         status[name] = np.where(agreed, seen[0], _worst(seen))
     groups = None if first.groups is None else first.groups[orders[0]]
-    return TestCases(ids, values, status, groups, None, first.identity)
+    return TestCases(ids, values, status, groups, first.by_patient, None, first.identity)
 
 
 def _mean_of(runs: Sequence[TestCases], name: str) -> Floats:
@@ -186,6 +220,7 @@ def join_folds(folds: Sequence[TestCases]) -> TestCases:
         None
         if any(group is None for group in groups)
         else np.concatenate([group for group in groups if group is not None]),
+        all(fold.by_patient for fold in folds),
         None,
         identity,
     )

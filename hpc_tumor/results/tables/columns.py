@@ -147,7 +147,8 @@ def _range(values: Sequence[int | None]) -> str:
 
 _OF_STRUCTURES = {f"dice_{structure}" for structure in STRUCTURES}
 _IMPORTANCE = {  # of scores on a narrow terminal, and the family of columns kept or dropped together
-    "balanced_accuracy": (25, ""), "auroc": (24, ""), "ece": (22, ""), "confidence": (4, ""),
+    "balanced_accuracy": (25, ""), "accuracy_patients": (52, ""), "auroc": (24, ""), "ece": (22, ""),
+    "confidence": (4, ""),
     "dice_NCR": (10, "labels"), "dice_ED": (10, "labels"), **{f"dice_{region}": (40, "regions") for region in REGIONS},
     "hd95": (45, ""), "nsd": (30, ""), "iou": (2, ""), "precision": (1, "errors"), "recall": (1, "errors"),
 }  # fmt: skip
@@ -169,6 +170,10 @@ COLUMNS = {
         Column("new images", key="new_images", cell=lambda row: _counted(row, "accuracy_new")),
         Column("new: accuracy %", keep=40, key="new", cell=_new),
         Column("new: 95 % CI", key="new_interval", cell=lambda row: _interval(row, "accuracy_new")),
+        Column("images of known patients", key="known_images", cell=lambda row: _counted(row, "accuracy_known")),
+        Column("known: 95 % CI", key="known_interval", cell=lambda row: _interval(row, "accuracy_known")),
+        Column("known patients", key="known_patients", cell=lambda row: _counted(row, "accuracy_patients")),
+        Column("by patient: 95 % CI", key="patients_interval", cell=lambda row: _interval(row, "accuracy_patients")),
         Column("published", keep=50, key="published", cell=_published),
         Column("last", keep=8, key="last", cell=lambda row: _show_main(row, row.last)),
         Column("train", keep=20, key="train", cell=lambda row: _show_main(row, row.train)),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hpc_tumor.results.compare.comparison import Group
 from hpc_tumor.results.compare.conclusions import method
-from hpc_tumor.results.compare.measures import CASES, UNITS, Measure, measure
+from hpc_tumor.results.compare.measures import CASES, Measure, measure
 from hpc_tumor.results.compare.paired import Difference, p_value
 from hpc_tumor.results.compare.ranks import Ranking
 from hpc_tumor.results.compare.statistics import RESAMPLES
@@ -75,7 +75,7 @@ def differences_table(group: Group, shown: Sequence[Pair], keys: Iterable[str] =
 
 def _about_tests(group: Group) -> Iterator[str]:
     images = group.task == "classification"
-    name = method(group) if group.tests else "McNemar test over duplicate groups."
+    name = method(group) if group.tests else f"McNemar test over {group.units}."
     against = [test for of_entries in group.control_tests.values() for test in of_entries.values()]
     if against:
         name += f" Against the controls without a network: Holm-corrected over these {counted(len(against), 'test')}."
@@ -92,8 +92,8 @@ def _about_tests(group: Group) -> Iterator[str]:
     tests: Sequence[Difference] = group.tests or against
     if tests and 0.5 ** (tests[0].n - 1) * len(tests) > SIGNIFICANCE_LEVEL:
         yield (
-            f"With {tests[0].n} {UNITS[group.task]} and {counted(len(tests), 'test')} no difference can be significant:"
-            f" test on more {UNITS[group.task]}, for example with folds."
+            f"With {tests[0].n} {group.units} and {counted(len(tests), 'test')} no difference can be significant:"
+            f" test on more {group.units}, for example with folds."
         )
 
 

@@ -22,8 +22,8 @@ _MOST_AGAINST = 24  # tests against controls in it
 
 _BRIEF = {
     "classification": (
-        "label", "accuracy", "interval", "sd", "new", "published", "balanced_accuracy", "auroc", "ece", "confidence",
-        "last", "train", "parameters", "gpus", "time", "memory", "epochs",
+        "label", "accuracy", "interval", "sd", "new", "accuracy_patients", "published", "balanced_accuracy", "auroc",
+        "ece", "confidence", "last", "train", "parameters", "gpus", "time", "memory", "epochs",
     ),
     "segmentation": (
         "label", "dice", "interval", "sd", *(f"dice_{part}" for part in (*REGIONS, "NCR", "ED")), "hd95", "nsd",
@@ -33,14 +33,16 @@ _BRIEF = {
 _BRIEF_COSTS = {"parameters": "params", "time": "time", "memory": "GB", "epochs": "ep."}
 _BRIEF_TITLES = {
     "classification": {
-        "accuracy": "test %", "new": "new %", "published": "publ.† %", "balanced_accuracy": "bal. %",
-        "confidence": "conf. %", "last": "last %", "train": "train %", **_BRIEF_COSTS,
+        "accuracy": "test %", "new": "new %", "accuracy_patients": "patients %", "published": "publ.† %",
+        "balanced_accuracy": "bal. %", "confidence": "conf. %", "last": "last %", "train": "train %", **_BRIEF_COSTS,
     },
     "segmentation": {"hd95": "HD95", "published": "publ.†", "precision": "prec.", **_BRIEF_COSTS},
 }  # fmt: skip
 _FULL = {
     "classification": (
-        "model", "images", "accuracy", "interval", "sd", "new_images", "new", "new_interval", "balanced_accuracy",
+        "model", "images", "accuracy", "interval", "sd", "new_images", "new", "new_interval",
+        "known_images", "accuracy_known", "known_interval", "known_patients", "accuracy_patients", "patients_interval",
+        "balanced_accuracy",
         "precision", "recall", "f1", "mcc", "auroc", "nll", "brier", "ece", "confidence", "train", "last",
     ),
     "segmentation": (
@@ -54,12 +56,24 @@ _COST = (
     "number_format", "restarts",
 )  # fmt: skip
 _PAPER = {
-    "classification": ("model", "accuracy", "sd", "accuracy_new", "balanced_accuracy", "f1", "auroc", "mcc", "ece"),
+    "classification": (
+        "model",
+        "accuracy",
+        "sd",
+        "accuracy_new",
+        "accuracy_patients",
+        "balanced_accuracy",
+        "f1",
+        "auroc",
+        "mcc",
+        "ece",
+    ),
     "segmentation": ("model", "dice", "sd", *(f"dice_{part}" for part in REGIONS), "hd95", "nsd"),
 }
 _PAPER_TITLES = {
     "classification": {
-        "accuracy": "acc. % [95 % CI]", "accuracy_new": "new images %", "balanced_accuracy": "balanced %",
+        "accuracy": "acc. % [95 % CI]", "accuracy_new": "new images %", "accuracy_patients": "by patient %",
+        "balanced_accuracy": "balanced %",
     },
     "segmentation": {"dice": "Dice [95 % CI]", **{f"dice_{part}": f"Dice {part}" for part in REGIONS}},
 }  # fmt: skip

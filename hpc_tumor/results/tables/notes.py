@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import get_args
 
 from hpc_tumor.results.compare.comparison import Group
-from hpc_tumor.results.compare.measures import CASES, UNITS
+from hpc_tumor.results.compare.measures import CASES
 from hpc_tumor.results.compare.published import LEAKS, PUBLISHED
 from hpc_tumor.results.compare.statistics import RESAMPLES
 from hpc_tumor.run_dir import Damage, describe_lost_weights
@@ -27,11 +27,10 @@ def group_notes(group: Group) -> tuple[str, ...]:
         first += " Train: accuracy in the last epoch; confidence: mean of the largest softmax value."
         if _looked_for_copies(group):
             notes.append("New: test images without an exact or near duplicate in training or validation.")
+        notes += _patients(group)
     if _has_intervals(group):
         without = " None for AUROC and ECE." if group.task == "classification" else ""
-        notes.append(
-            f"95 % CI: percentile bootstrap of the mean over {UNITS[group.task]}, {RESAMPLES:,} resamples.{without}"
-        )
+        notes.append(f"95 % CI: percentile bootstrap of the mean over {group.units}, {RESAMPLES:,} resamples.{without}")
     if over := _spread(group):
         notes.append(f"± sd: standard deviation of the scores over {over} (n − 1); not an interval.")
     return _with_cautions(group, first, notes, LEAKS[group.task])
@@ -48,8 +47,10 @@ def brief_notes(group: Group, left_out: Collection[str] = ()) -> tuple[str, ...]
         )
     elif _looked_for_copies(group) and "new" not in left_out:
         notes.append("new: test images without an exact or near duplicate in training or validation.")
+    if "accuracy_patients" not in left_out:
+        notes += _patients(group)
     over = _spread(group)
-    interval = f"95 % CI: bootstrap over {UNITS[group.task]}, {RESAMPLES:,} resamples." if _has_intervals(group) else ""
+    interval = f"95 % CI: bootstrap over {group.units}, {RESAMPLES:,} resamples." if _has_intervals(group) else ""
     spread = f"± sd: over {over} (n − 1)." if over else ""
     notes += [" ".join(filter(None, (interval, spread)))] if interval or spread else []
     if any(run.device == "cpu" for run in group.runs) and "gpus" not in left_out:
@@ -88,6 +89,19 @@ def _lost(group: Group) -> Iterator[str]:
 
 def _looked_for_copies(group: Group) -> bool:
     return any("accuracy_new" in entry.cases.values for entry in group.entries)
+
+
+def _patients(group: Group) -> Iterator[str]:
+    """Explain scores by patient and units, or that intervals ignore patients."""
+    if group.task == "segmentation":
+        return
+    if any("accuracy_patients" in entry.cases.values for entry in group.entries):
+        yield (
+            "By patient: one decision per known patient, by the mean probabilities of its test images. An image of an"
+            " unknown patient counts as a patient of its own, with its copies, in intervals and tests."
+        )
+    elif group.units != "patients" and _has_intervals(group):
+        yield "These runs do not know the patients of their images: intervals and tests keep only copies together."
 
 
 def _has_intervals(group: Group) -> bool:
