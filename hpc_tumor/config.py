@@ -21,7 +21,7 @@ from hpc_tumor.vocabulary import parse_seconds, series
 
 Task = Literal["classification", "segmentation"]
 SPLITS: dict[str, tuple[str, ...]] = {
-    "classification": ("deduplicated", "published"),
+    "classification": ("by-patient", "deduplicated", "published"),
     "segmentation": ("by-patient", "published"),
 }
 CLASSIFICATION_SIZE = 128  # pixels per side for training, in the published study
@@ -59,6 +59,11 @@ class DataSettings(Settings):
     split: str | None = Field(None, description="by-patient, deduplicated or published; absent: the task's default")
     split_file: Annotated[Path, AfterValidator(Path.absolute)] | None = Field(
         None, description="split file created by `hpc-tumor split`, instead of `split` and `fold`"
+    )
+    conflicts: Literal["exclude", "keep"] | None = Field(
+        None,
+        description="images whose class is contradicted by a copy or the Cheng set: in no part (exclude) or as filed;"
+        " absent: exclude, but keep in the published split",
     )
     fold: int | None = Field(None, ge=0, description="index of the test fold, from 0; absent: a single split")
     split_seed: int = Field(
@@ -223,7 +228,9 @@ class Experiment(Settings):
                 "recipe.class_weights",
                 f"= {list(weights)} does not fit {self.task}: give {outputs} numbers above 0, or balanced",
             )
-        for name in ("split", "fold"):
+        if self.data.conflicts is not None and self.task != "classification":
+            raise SettingError("data.conflicts", f"= {self.data.conflicts!r} is not for {self.task}: leave it out")
+        for name in ("split", "fold", "conflicts"):
             if self.data.split_file is not None and (value := getattr(self.data, name)) is not None:
                 raise SettingError(f"data.{name}", f"= {value!r} conflicts with data.split_file: leave out one of them")
         recipe = self.recipe

@@ -65,6 +65,5 @@ def leak_error(audit: Audit) -> DataError | None:
         return None
     clean = next((other for other in audit.splits if other.leakage and not other.leaks), None)
     advice = f"Train with --set data.split={clean.kind}." if clean else "Remove the duplicates, see above."
-    leakage = split.leakage
-    verdict = "leaks" if leakage and (leakage.shared or leakage.val_shared) else "may leak"
+    verdict = "leaks" if split.found else "may leak"
     return DataError(f"the {split.name} split of {audit.store} {verdict}, so its scores are inflated. {advice}")

@@ -118,8 +118,17 @@ def split_summary(split: Split, store: Store) -> dict[str, Any]:
         sizes = {} if patients is None else {"patients": len(set(patients[cases].tolist()))}
         sizes |= {"cases": len(cases)} | ({"slices": len(numbers)} if numbers.ndim == 2 else {})
         parts[name] = {**sizes, "strata": {key: counts[key] for key in sorted(set(strata))}}
-    about = {"store": store.path, "fingerprint": store.fingerprint, "split": split.kind, "seed": split.seed}
-    return {**about, "fold": split.fold, "leaks": split.leaks, "parts": parts}
+    about: dict[str, Any] = {
+        "store": store.path,
+        "fingerprint": store.fingerprint,
+        "split": split.kind,
+        "seed": split.seed,
+    }
+    about |= {"fold": split.fold, "leaks": split.leaks}
+    if split.leakage is not None:
+        about |= {"leakage": split.leakage.as_json()}
+        about |= {"conflicts": {"left_out": split.excluded, "in_parts": split.conflicting}}
+    return {**about, "parts": parts}
 
 
 def split_table(split: Split, store: Store) -> Table:
@@ -139,13 +148,22 @@ def split_table(split: Split, store: Store) -> Table:
         rows.append((part, *(f"{cell:,}" for cell in cells)))
     fold = "" if split.fold is None else f", fold {split.fold}"
     shared = [f"{describe_patients(len(store), repeated)}."] if repeated else []
-    title = f"{store.path.name} · split {split.kind}{fold} ({'leaks' if split.leaks else 'does not leak'})"
+    title = f"{store.path.name} · split {split.kind}{fold} ({_leaks(split)})"
     return Table(title, tuple(columns), tuple(rows), (*shared, *_split_notes(split, store)))
 
 
+def _leaks(split: Split) -> str:
+    if split.leaks:
+        return "leaks"
+    return "does not leak" if split.leakage is None else "no leak found"
+
+
 def _split_notes(split: Split, store: Store) -> tuple[str, ...]:
-    notes = []
-    if store.task == "classification" and (rest := len(store) - sum(map(len, (split.train, split.val, split.test)))):
+    from hpc_tumor.data.splits.splits import image_notes
+
+    notes = [f"{note[0].upper()}{note[1:]}." for note in image_notes(split)]
+    rest = len(store) - split.excluded - sum(map(len, (split.train, split.val, split.test)))
+    if store.task == "classification" and rest:
         notes.append(
             f"{counted(rest, 'image')} in no part: duplicates of others, or training images also in the test part."
         )

@@ -36,15 +36,12 @@ def verdict(split: SplitAudit) -> str:
         return f"cannot be made: {split.refused}"
     leakage = split.leakage
     assert leakage is not None  # only a refused split has none
-    images = leakage.unit == "images"
-    text = _images(leakage) if images else _patients(leakage)
+    text = leakage.images.describe() if leakage.images else _patients(leakage)
     if not split.leaks:
-        return f"does not leak: {text}"
-    if leakage.shared:
-        return f"LEAKS: {text}"
-    if leakage.val_shared:
-        noun = "images have a duplicate in training" if images else "patients are also in training"
-        return f"LEAKS: {text}, but {leakage.val_shared:,} validation {noun}"
+        return f"{'no leak found' if leakage.images else 'does not leak'}: {text}"
+    if split.found:
+        val = leakage.val_shared if not (leakage.images or leakage.shared) else 0
+        return f"LEAKS: {text}" + (f", but {val:,} validation patients are also in training" if val else "")
     return f"UNSAFE: {text}, but this protocol does not prevent it"
 
 
@@ -77,6 +74,10 @@ def _of_leakage(title: str, name: str, keep: int = 99) -> Column:
     return _of_group(title, lambda split: getattr(split.leakage, name), keep)
 
 
+def _of_images(title: str, name: str, keep: int = 99) -> Column:
+    return _of_group(title, lambda split: getattr(split.leakage.images, name) if split.leakage else None, keep)
+
+
 def _of_memoriser(title: str, name: str, keep: int = 99) -> Column:
     return _of_group(title, lambda split: f"{getattr(split.memoriser, name):.3f}" if split.memoriser else None, keep)
 
@@ -93,6 +94,8 @@ _OF_IMAGES = (
     *_SIZES,
     _of_leakage("test images with a duplicate", "shared"),
     _of_leakage("pixel-identical", "identical", 50),
+    _of_images("of a known patient", "known", 48),
+    _of_images("with their patient in training", "same_patient"),
     _of_group(f"look-alikes ≥ {SIMILAR}", lambda split: split.memoriser.similar if split.memoriser else None, 30),
     *_MEMORISER,
     _of_shortcut("file_facts"),
@@ -174,14 +177,6 @@ def outlier_table(facts: VolumeFacts) -> Table:
         Column("z", cell=lambda item: f"{item.score:+.1f}"),
     )
     return fill("Outliers", columns, facts.outliers)
-
-
-def _images(leakage: Leakage) -> str:
-    tested = counted(leakage.tested, "test image")
-    if not leakage.shared:
-        return f"none of {tested} has a duplicate in training"
-    verb = "has" if leakage.shared == 1 else "have"
-    return f"{leakage.shared:,} of {tested} {verb} a duplicate in training, {leakage.identical:,} pixel-identical"
 
 
 def _patients(leakage: Leakage) -> str:

@@ -25,6 +25,7 @@ class RunResult:
 
     Attributes:
         path: run directory as printable text; `place` is the actual path.
+        split_leakage: sentence on the copies and patients that a split of images has in two parts.
         config: settings by dotted name.
         settings: hash of the settings without NOT_SETTINGS, equal for runs with equal settings.
         cases: scores of each test case, with the weights of the best epoch.
@@ -41,6 +42,7 @@ class RunResult:
     seed: int | None
     split: str
     split_leaks: bool | None
+    split_leakage: str | None
     split_seed: int | None
     fold: int | None
     folds: int | None
