@@ -163,8 +163,8 @@ def _from_folds(store: Store, experiment: Experiment, file: Path, as_published: 
         raise UsageError(f"--folds-from {file}: choose the fold to test on, from --set fold=0 to fold=4.")
     if data.folds != FOLDS:
         raise UsageError(f"--folds-from {file} has {FOLDS} folds: leave out --set folds.")
-    if data.split is not None or data.split_file is not None:
-        raise UsageError(f"--folds-from {file} is itself a split: leave out --set split and split_file.")
+    if data.split is not None or data.split_file is not None or data.test_source is not None:
+        raise UsageError(f"--folds-from {file} is itself a split: leave out --set split, split_file and test_source.")
     parts, notes = split_by_folds(
         store, read_folds(file), data.fold, seed=data.split_seed, val_fraction=data.val_fraction,
         as_published=as_published, conflicts=data.conflicts,

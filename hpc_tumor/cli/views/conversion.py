@@ -155,6 +155,7 @@ def split_summary(split: Split, store: Store) -> dict[str, Any]:
     if split.leakage is not None:
         about |= {"leakage": split.leakage.as_json()}
         about |= {"conflicts": {"left_out": split.excluded, "in_parts": split.conflicting}}
+        about |= {"shared_with_test_source": split.shared}
     return {**about, "parts": parts}
 
 
@@ -189,7 +190,7 @@ def _split_notes(split: Split, store: Store) -> tuple[str, ...]:
     from hpc_tumor.data.splits.splits import image_notes
 
     notes = [f"{note[0].upper()}{note[1:]}." for note in image_notes(split)]
-    rest = len(store) - split.excluded - sum(map(len, (split.train, split.val, split.test)))
+    rest = len(store) - split.excluded - split.shared - sum(map(len, (split.train, split.val, split.test)))
     if store.task == "classification" and rest:
         notes.append(
             f"{counted(rest, 'image')} in no part: duplicates of others, or training images also in the test part."

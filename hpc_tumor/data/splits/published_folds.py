@@ -63,10 +63,9 @@ def split_by_folds(
     val = _sorted([image for i in drawn for image in groups[i].members])
     train = np.setdiff1d(rest, val)
     kind = "folds of the Cheng set" + (" as published" if as_published else " by patient")
-    leaks = bool(np.isin(units[test], units[rest]).any())
     leakage, count = image_leaks(store, train, val, test), len(contradicted)
     counts = (0, count) if keep else (count, 0)
-    return Split(kind, seed, fold, train, val, test, leaks, leakage, *counts), notes
+    return Split(kind, seed, fold, train, val, test, leakage.units > 0, leakage, *counts), notes
 
 
 def _together(units: NDArray[np.int64], published: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str]]:
