@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpc_tumor.config import SPLITS, DataSettings, Experiment
+from hpc_tumor.data.audit.controls import shortcut_answers
 from hpc_tumor.data.audit.images import ImageScan
 from hpc_tumor.data.audit.memoriser import Memoriser, memorise_images, memorise_slices
 from hpc_tumor.data.splits.image_leaks import ImageLeaks
@@ -55,6 +56,7 @@ class SplitAudit:
     Attributes:
         in_use: True if training with these settings would use it.
         protocol_leaks: True if its protocol does not keep a patient or image in one part.
+        shortcuts: accuracy of each shortcut control on the test images, by its key in vocabulary.CONTROLS.
         refused: reason why the split cannot be made; the other results are then None.
     """
 
@@ -67,6 +69,7 @@ class SplitAudit:
     refused: str | None = None
     leakage: Leakage | None = None
     memoriser: Memoriser | None = None
+    shortcuts: dict[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -166,9 +169,11 @@ def _audit(
     about = (split.kind, split.seed, split.fold, data.folds, in_use)
     if scan is not None:
         known = np.concatenate([split.train, split.val])
+        answers = shortcut_answers(store, scan, split.test, known)
         return SplitAudit(
-            *about, split.leaks, None, image_leakage(split), memorise_images(store, scan, split.test, known)
-        )
+            *about, split.leaks, None, image_leakage(split), memorise_images(store, scan, split.test, known),
+            {name: float((answer == store.label[split.test]).mean()) for name, answer in answers.items()},
+        )  # fmt: skip
     assert people is not None
     memoriser = None
     # One split of a kind represents its folds. Slices of different sizes cannot be compared.
