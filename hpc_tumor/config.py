@@ -64,8 +64,7 @@ class DataSettings(Settings):
     )
     conflicts: Literal["exclude", "keep"] | None = Field(
         None,
-        description="images whose class is contradicted by a copy or the Cheng set: in no part (exclude) or as filed;"
-        " absent: exclude, but keep in the published split",
+        description="images filed under a contradicted class: exclude or keep; absent: keep only in the published split",
     )
     test_source: str | None = Field(None, description="source of the images to test on; those of the others train")
     fold: int | None = Field(None, ge=0, description="index of the test fold, from 0; absent: a single split")
