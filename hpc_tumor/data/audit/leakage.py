@@ -151,8 +151,8 @@ def _variants(experiment: Experiment) -> Iterator[Experiment]:
     yield experiment
     variants = [(kind, None) for kind in kinds] + [(kinds[0], fold) for fold in range(data.folds)]
     for kind, fold in variants:
-        if data.split_file is not None or (kind, fold) != (experiment.split, data.fold):
-            yield _with(experiment, split=kind, fold=fold, split_file=None)
+        if data.split_file is not None or data.test_source is not None or (kind, fold) != (experiment.split, data.fold):
+            yield _with(experiment, split=kind, fold=fold, split_file=None, test_source=None)
 
 
 def _with(experiment: Experiment, **changes: object) -> Experiment:
@@ -167,7 +167,7 @@ def _audit(
     try:
         split = split_of(experiment, store)
     except DataError as error:
-        kind = str(data.split_file or experiment.split)
+        kind = str(data.split_file or data.test_source or experiment.split)
         return SplitAudit(kind, data.split_seed, data.fold, data.folds, in_use, refused=str(error))
     about = (split.kind, split.seed, split.fold, data.folds, in_use)
     if scan is not None:
