@@ -64,7 +64,7 @@ class DataSettings(Settings):
     )
     conflicts: Literal["exclude", "keep"] | None = Field(
         None,
-        description="images filed under a contradicted class: exclude or keep; absent: keep only in the published split",
+        description="images with a contradicted class: exclude or keep; absent: keep in the published split only",
     )
     test_source: str | None = Field(None, description="source of the images to test on; those of the others train")
     fold: int | None = Field(None, ge=0, description="index of the test fold, from 0; absent: a single split")
