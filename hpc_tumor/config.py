@@ -40,8 +40,7 @@ ALLOWED_BEST_BY = {
     " for one class (recall_glioma)",
     "segmentation": "loss, dice, iou, precision or recall; all but loss also for NCR, ED, ET, WT or TC (dice_WT)",
 }
-_EXCLUSIVE = (*(("split_file", name) for name in ("split", "fold", "conflicts", "test_source")),
-              ("test_source", "split"), ("test_source", "fold"))  # fmt: skip
+_EXCLUSIVE = {"split_file": ("split", "fold", "conflicts", "test_source"), "test_source": ("split", "fold")}
 OUTPUTS = {"classification": 4, "segmentation": 3}  # classes; labels NCR/NET, ED and ET
 
 
@@ -262,7 +261,7 @@ class Experiment(Settings):
         for name in ("conflicts", "test_source"):
             if (value := getattr(data, name)) is not None and self.task != "classification":
                 raise SettingError(f"data.{name}", f"= {value!r} is not for {self.task}: leave it out")
-        for one, other in _EXCLUSIVE:
+        for one, other in ((one, other) for one, others in _EXCLUSIVE.items() for other in others):
             if getattr(data, one) is not None and (value := getattr(data, other)) is not None:
                 raise SettingError(f"data.{other}", f"= {value!r} conflicts with data.{one}: leave out one of them")
         return self
