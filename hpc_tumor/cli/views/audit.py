@@ -50,7 +50,8 @@ def audit_tables(audit: Audit) -> list[Table]:
     facts = audit.facts
     tables = [text.split_table(audit.splits, brief=True)]
     if isinstance(facts, ImageFacts):
-        tables += [text.class_table(facts), text.shortcut_table(audit)]
+        tables += [text.pair_table(audit), text.class_table(facts), text.patient_table(audit)]
+        tables += [text.conflict_table(audit), text.shortcut_table(audit)]
     else:
         tables += [text.label_table(facts), text.modality_table(facts)]
     return [table for table in tables if table.rows]

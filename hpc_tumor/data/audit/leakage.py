@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpc_tumor.config import SPLITS, DataSettings, Experiment
+from hpc_tumor.data.audit.controls import shortcut_answers
+from hpc_tumor.data.audit.duplicates import ClosePair, closest_pairs
 from hpc_tumor.data.audit.images import ImageScan
 from hpc_tumor.data.audit.memoriser import Memoriser, memorise_images, memorise_slices
 from hpc_tumor.data.splits.image_leaks import ImageLeaks
@@ -55,6 +57,8 @@ class SplitAudit:
     Attributes:
         in_use: True if training with these settings would use it.
         protocol_leaks: True if its protocol does not keep a patient or image in one part.
+        shortcuts: accuracy of each shortcut control on the test images, by its key in vocabulary.CONTROLS.
+        closest: the closest pairs of images across the test part, of the split in use.
         refused: reason why the split cannot be made; the other results are then None.
     """
 
@@ -67,6 +71,8 @@ class SplitAudit:
     refused: str | None = None
     leakage: Leakage | None = None
     memoriser: Memoriser | None = None
+    shortcuts: dict[str, float] = field(default_factory=dict)
+    closest: tuple[ClosePair, ...] = ()
 
     @property
     def name(self) -> str:
@@ -145,8 +151,8 @@ def _variants(experiment: Experiment) -> Iterator[Experiment]:
     yield experiment
     variants = [(kind, None) for kind in kinds] + [(kinds[0], fold) for fold in range(data.folds)]
     for kind, fold in variants:
-        if data.split_file is not None or (kind, fold) != (experiment.split, data.fold):
-            yield _with(experiment, split=kind, fold=fold, split_file=None)
+        if data.split_file is not None or data.test_source is not None or (kind, fold) != (experiment.split, data.fold):
+            yield _with(experiment, split=kind, fold=fold, split_file=None, test_source=None)
 
 
 def _with(experiment: Experiment, **changes: object) -> Experiment:
@@ -161,14 +167,17 @@ def _audit(
     try:
         split = split_of(experiment, store)
     except DataError as error:
-        kind = str(data.split_file or experiment.split)
+        kind = str(data.split_file or data.test_source or experiment.split)
         return SplitAudit(kind, data.split_seed, data.fold, data.folds, in_use, refused=str(error))
     about = (split.kind, split.seed, split.fold, data.folds, in_use)
     if scan is not None:
         known = np.concatenate([split.train, split.val])
+        answers = shortcut_answers(store, scan, split.test, known)
         return SplitAudit(
-            *about, split.leaks, None, image_leakage(split), memorise_images(store, scan, split.test, known)
-        )
+            *about, split.leaks, None, image_leakage(split), memorise_images(store, scan, split.test, known),
+            {name: float((answer == store.label[split.test]).mean()) for name, answer in answers.items()},
+            closest_pairs(store, split.test, known) if in_use else (),
+        )  # fmt: skip
     assert people is not None
     memoriser = None
     # One split of a kind represents its folds. Slices of different sizes cannot be compared.

@@ -48,6 +48,7 @@ class Split:
         leakage: images with a copy or their patient in another part; None for patients' scans.
         excluded: number of images left out of all parts for their contradicted class (see `label_conflicts`).
         conflicting: number of such images in the parts.
+        shared: number of images of other sources left out, as copies or patients of the source that is tested on.
     """
 
     kind: str
@@ -60,6 +61,7 @@ class Split:
     leakage: ImageLeaks | None = None
     excluded: int = 0
     conflicting: int = 0
+    shared: int = 0
 
     @property
     def parts(self) -> dict[str, Indices]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from hpc_tumor.config import SPLITS, Experiment
+from hpc_tumor.data.splits.by_source import split_by_source
 from hpc_tumor.data.splits.folds import Unit, deal_folds, draw_fraction
 from hpc_tumor.data.splits.image_leaks import image_leaks
 from hpc_tumor.data.splits.split_file import Indices, Split, read_split
@@ -96,6 +97,10 @@ def split_of(experiment: Experiment, store: Store) -> Split:
     data = experiment.data
     if data.split_file is not None:
         split = read_split(data.split_file, store)
+    elif data.test_source is not None:
+        split = split_by_source(
+            store, data.test_source, data.split_seed, val_fraction=data.val_fraction, conflicts=data.conflicts
+        )
     else:
         split = make_split(
             store, experiment.split, data.split_seed, fold=data.fold, folds=data.folds,
@@ -111,6 +116,10 @@ def split_of(experiment: Experiment, store: Store) -> Split:
 def image_notes(split: Split) -> list[str]:
     """Describe what a split of images leaks, and its images with a contradicted class; empty for patients' scans."""
     notes = [split.leakage.describe()] if split.leakage else []
+    if split.shared:
+        notes.append(
+            f"{counted(split.shared, 'image')} of other sources left out: copies of its images, or of its patients"
+        )
     if split.excluded:
         notes.append(
             f"{counted(split.excluded, 'image')} of conflicting labels left out (hpc-tumor audit lists them;"

@@ -15,7 +15,8 @@ Scores = Mapping[str, float | None]
 # Settings that cannot change a score, or are part of a group's key: they do not distinguish entries.
 NOT_SETTINGS = frozenset({
     "seed", "checkpoint_minutes", "keep_every", "profile", "tensorboard", "data.store", "data.split", "data.split_file",
-    "data.fold", "data.keep", "data.keep_gb", "hardware.channels_last", "hardware.threads", "hardware.timeout_minutes",
+    "data.test_source", "data.fold", "data.keep", "data.keep_gb", "hardware.channels_last", "hardware.threads",
+    "hardware.timeout_minutes",
 })  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from hpc_tumor.run_dir import RunDir, read_json
 _READERS = {int | None: integer, float | None: number, str | None: text, bool | None: flag}
 _OF_RESULT = {name: _READERS[kind] for name, kind in get_type_hints(RunResult).items() if kind in _READERS}
 _LATER = ("scoring.flips", "scoring.clean")  # settings that earlier versions did not have
+_ABSENT = {"data.conflicts": None, "data.test_source": None}  # likewise
 
 
 def find_fault(result: Mapping[str, Any]) -> str | None:
@@ -79,7 +80,7 @@ def _tested(
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings by dotted name; those that earlier versions did not have get their former behaviour."""
-    settings: dict[str, Any] = {**dict.fromkeys(_LATER, False), "data.conflicts": None} if config else {}
+    settings: dict[str, Any] = {**dict.fromkeys(_LATER, False), **_ABSENT} if config else {}
     for key, value in with_earlier_defaults(config).items():
         inner = {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
         settings |= {word(name): plain(item) for name, item in inner.items()}

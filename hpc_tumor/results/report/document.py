@@ -189,7 +189,7 @@ def _data(group: Group) -> Iterable[str]:
     tested = sorted({entry.n for entry in group.entries if entry.n is not None})
     sizes += [f"{tested[-1]:,} for testing"] if tested else []
     yield f"{dataset}, number of {unit}: {', '.join(sizes)}." if sizes else f"{dataset}."
-    about = _SPLITS.get(group.split, f"Split from a file ({group.split}).")
+    about = _SPLITS.get(group.split, f"Split from a file or by source ({group.split}).")
     images = group.task == "classification" and group.split == "by-patient"
     yield "No known patient is in two parts of the split." if images else about
     if group.leakage:
