@@ -90,7 +90,7 @@ def fine(pictures: Floats) -> Floats:
     return _unit(transform(pictures)[:, :_FINE, :_FINE] * contrast_gain(SIDE, FINE_BLUR)[:_FINE, :_FINE])
 
 
-def window(coefficients: Floats, boxes: Floats) -> Floats:
+def window(coefficients: Floats, boxes: NDArray[np.floating]) -> Floats:
     """Return the cosine transforms `(n, 32, 32)` of windows of pictures, each enlarged to the whole.
 
     Args:
@@ -101,13 +101,13 @@ def window(coefficients: Floats, boxes: Floats) -> Floats:
     forward = (_cosines(centres[None], SIDE)[0].T / SIDE).astype(np.float32)
     left, top, right, bottom = boxes.T[..., None]
     down, across = (
-        forward @ _cosines(np.clip(first + (last - first) * centres, 0, 1), coefficients.shape[-1])
+        forward @ _cosines((first + (last - first) * centres).clip(0, 1), coefficients.shape[-1])
         for first, last in ((top, bottom), (left, right))
     )
     return np.asarray(down @ coefficients @ across.transpose(0, 2, 1))
 
 
-def _cosines(at: Floats, count: int) -> Floats:
+def _cosines(at: NDArray[np.floating], count: int) -> Floats:
     """Return the cosines `(n, points, count)` of unit variance at positions `(n, points)` in shares of a side."""
     order = np.arange(count, dtype=np.float32)
     return (np.where(order == 0, 1, np.sqrt(2)) * np.cos(np.pi * at[:, :, None] * order)).astype(np.float32)
