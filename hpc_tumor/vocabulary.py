@@ -19,6 +19,8 @@ TUMOUR_LABELS = len(LABEL_NAMES)  # label values below are background and tumour
 PREDICTIONS = 8  # of three independent binary maps, as the bits of one number: 1 NCR, 2 ED, 4 ET
 CAVITY = "resection cavity"  # label value 4, in datasets that annotate it
 CLASSES = ("glioma", "meningioma", "notumor", "pituitary")  # of images, by label value in a store
+# Controls of a classifier, which predict without a network: their columns in cases.csv, and their names.
+CONTROLS = {"nearest": "nearest neighbour", "file_facts": "file facts", "intensities": "intensities"}
 CONFIDENCE_LEVEL = 0.95  # of intervals
 SIGNIFICANCE_LEVEL = 0.05  # of tests
 

@@ -171,7 +171,7 @@ def full_segmentation_run(
 def full_classification_run(
     runs: Path, name: str, model: str, seed: int = 0, images: int = 300, fold: int | None = None, **values: Any
 ) -> RunDir:
-    """Make a run with the probabilities of every image, duplicate groups and the nearest neighbour."""
+    """Make a run with the probabilities of every image, duplicate groups and the controls."""
     shared, noise = np.random.default_rng([3, fold or 0]), np.random.default_rng([4, fold or 0, seed, *model.encode()])
     labels = shared.integers(0, len(CLASSES), images)
     logits = shared.normal(0, 1, (images, len(CLASSES))) + noise.normal(0, 0.5, (images, len(CLASSES)))
@@ -183,6 +183,7 @@ def full_classification_run(
             "correct": int(row.argmax() == label), "confidence": float(row.max()),
             "group": index // 2 if index < images // 5 else -1, "known": int(index % 7 == 0),
             "nearest": CLASSES[(label + (index % 9 == 0)) % 4],
+            "file_facts": CLASSES[(label + (index % 3 == 0)) % 4], "intensities": CLASSES[(label + index % 2) % 4],
             **{f"p_{one}": float(chance) for one, chance in zip(CLASSES, row, strict=True)},
         }
         for index, (label, row) in enumerate(zip(labels.tolist(), chances, strict=True))
@@ -256,7 +257,7 @@ def write_region_cases(run: RunDir, dice: Sequence[Sequence[float]]) -> None:
 
 
 def write_image_cases(run: RunDir, correct: Sequence[bool], classes: Sequence[str] = CLASSES) -> None:
-    """Write cases.csv with the probabilities of each class and the class of the nearest image."""
+    """Write cases.csv with the probabilities of each class and the nearest image's, as older versions did."""
     rows = []
     for place, right in enumerate(correct):
         label = classes[place % len(classes)]

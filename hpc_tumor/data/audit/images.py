@@ -17,6 +17,10 @@ Progress = Callable[[int, int], None]
 THUMBNAIL = 32  # pixels per side
 BATCH = 256  # images read at a time: 17 MB, twice that while reading ahead
 _FRAME = 1 / 32  # share of the side: width of the border
+_BRIGHT = 128  # grey level
+_PERCENTILES = (10, 25, 50, 75, 90, 99)
+# Ten statistics of the stored grey levels, for the control that sees nothing else.
+INTENSITIES = ("mean", "deviation", *(f"percentile {rank}" for rank in _PERCENTILES), "share of bright", "entropy")
 _BLANK = 1.0  # standard deviation in grey levels below which an image is blank
 
 
@@ -53,38 +57,39 @@ class ImageFacts:
 
 @dataclass(frozen=True, eq=False)
 class ImageScan:
-    """Results of one pass over the pixels, one row per image.
+    """Results of one pass over the pixels, one row per image of the store; NaN for images that were not read.
 
     Attributes:
         thumbnails: `(n, THUMBNAIL²)`, each of mean 0 and length 1: the product of two is their correlation.
-        moments: `(n, 2)` mean and standard deviation of the grey levels.
+        intensities: `(n, 10)` values of INTENSITIES; the first two are mean and standard deviation.
         frame: `(n, 3)` mean of the outermost pixels, mean of the four corners, share of black in the frame.
     """
 
     thumbnails: Floats
-    moments: Floats
+    intensities: Floats
     frame: Floats
 
 
-def scan_images(store: Store, progress: Progress | None = None) -> ImageScan:
-    """Read every image once, one batch ahead. Raises DataError if one is damaged."""
-    n = len(store)
-    thumbnails = np.empty((n, THUMBNAIL**2), np.float32)
-    moments, frame = np.empty((n, 2), np.float32), np.empty((n, 3), np.float32)
-    starts = list(range(0, n, BATCH))
-    pending = store.read_images(np.arange(min(BATCH, n)))
-    for start in starts:
+def scan_images(store: Store, progress: Progress | None = None, chosen: NDArray[np.int64] | None = None) -> ImageScan:
+    """Read the `chosen` images (default: all) once, one batch ahead. Raises DataError if one is damaged."""
+    chosen = np.arange(len(store)) if chosen is None else chosen
+    n = len(chosen)
+    thumbnails, intensities, frame = (
+        np.full((len(store), width), np.nan, np.float32) for width in (THUMBNAIL**2, len(INTENSITIES), 3)
+    )
+    pending = store.read_images(chosen[:BATCH])
+    for start in range(0, n, BATCH):
         images = pending.result()
         after = start + BATCH
         if after < n:
-            pending = store.read_images(np.arange(after, min(after + BATCH, n)))
-        rows = slice(start, start + len(images))
+            pending = store.read_images(chosen[after : after + BATCH])
+        rows = chosen[start:after]
         thumbnails[rows] = unit_rows(shrink(images, THUMBNAIL))
-        moments[rows] = np.stack([images.mean(axis=(1, 2)), images.std(axis=(1, 2), dtype=np.float32)], axis=1)
+        intensities[rows] = intensity_statistics(images)
         frame[rows] = _frame(images)
         if progress:
             progress(min(after, n), n)
-    return ImageScan(thumbnails, moments, frame)
+    return ImageScan(thumbnails, intensities, frame)
 
 
 def image_facts(store: Store, scan: ImageScan) -> ImageFacts:
@@ -94,7 +99,7 @@ def image_facts(store: Store, scan: ImageScan) -> ImageFacts:
     classes = []
     for number, name in enumerate(store.classes):
         chosen = store.label == number
-        brightness, contrast = scan.moments[chosen].mean(axis=0).tolist() if chosen.any() else (0.0, 0.0)
+        brightness, contrast = scan.intensities[chosen, :2].mean(axis=0).tolist() if chosen.any() else (0.0, 0.0)
         classes.append(ClassFacts(
             name, int((chosen & (store.part == "train")).sum()), int((chosen & (store.part == "test")).sum()),
             most_common(modes[chosen].tolist()), brightness, contrast,
@@ -105,8 +110,21 @@ def image_facts(store: Store, scan: ImageScan) -> ImageFacts:
         modes=most_common(modes.tolist()),
         sizes=most_common([f"{height} × {width}" for height, width in sizes.tolist()]),
         square=int((sizes[:, 0] == sizes[:, 1]).sum()),
-        blank=tuple(store.paths[i] for i in np.flatnonzero(scan.moments[:, 1] < _BLANK).tolist()),
+        blank=tuple(store.paths[i] for i in np.flatnonzero(scan.intensities[:, 1] < _BLANK).tolist()),
     )
+
+
+def intensity_statistics(images: NDArray[np.uint8]) -> Floats:
+    """Compute the INTENSITIES of `(n, Y, X)`: `(n, 10)`. Percentiles are grey levels, the entropy is in bits."""
+    share = np.stack([np.bincount(image.ravel(), minlength=256) for image in images]) / images[0].size
+    levels = np.arange(256)
+    mean = share @ levels
+    deviation = np.sqrt(np.maximum(share @ levels**2 - mean**2, 0))
+    below = np.cumsum(share, axis=1)
+    percentiles = [(below < rank / 100 - 1e-9).sum(axis=1) for rank in _PERCENTILES]
+    entropy = -(share * np.log2(np.where(share > 0, share, 1))).sum(axis=1)
+    columns = [mean, deviation, *percentiles, share[:, _BRIGHT:].sum(axis=1), entropy]
+    return np.stack(columns, axis=1, dtype=np.float32)
 
 
 def shrink(images: NDArray[np.generic], side: int) -> Floats:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpc_tumor.config import SPLITS, DataSettings, Experiment
+from hpc_tumor.data.audit.controls import shortcut_answers
+from hpc_tumor.data.audit.duplicates import ClosePair, closest_pairs
 from hpc_tumor.data.audit.images import ImageScan
 from hpc_tumor.data.audit.memoriser import Memoriser, memorise_images, memorise_slices
+from hpc_tumor.data.splits.image_leaks import ImageLeaks
 from hpc_tumor.data.splits.splits import Split, middle_pairs, split_of
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
@@ -31,6 +34,7 @@ class Leakage:
         val_shared: as `shared`, for the validation part and training.
         slices, neighbours: number of test slices, and of those with the same or an adjacent slice of the same patient
             known; None for images.
+        images: all counts of copies and known patients in two parts; None for patients' scans.
     """
 
     unit: str
@@ -43,6 +47,7 @@ class Leakage:
     val_shared: int
     slices: int | None = None
     neighbours: int | None = None
+    images: ImageLeaks | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class SplitAudit:
     Attributes:
         in_use: True if training with these settings would use it.
         protocol_leaks: True if its protocol does not keep a patient or image in one part.
+        shortcuts: accuracy of each shortcut control on the test images, by its key in vocabulary.CONTROLS.
+        closest: the closest pairs of images across the test part, of the split in use.
         refused: reason why the split cannot be made; the other results are then None.
     """
 
@@ -64,6 +71,8 @@ class SplitAudit:
     refused: str | None = None
     leakage: Leakage | None = None
     memoriser: Memoriser | None = None
+    shortcuts: dict[str, float] = field(default_factory=dict)
+    closest: tuple[ClosePair, ...] = ()
 
     @property
     def name(self) -> str:
@@ -72,8 +81,14 @@ class SplitAudit:
     @property
     def leaks(self) -> bool:
         """Return True if anything is in two parts, or nothing prevents it."""
+        return self.protocol_leaks or self.found
+
+    @property
+    def found(self) -> bool:
+        """Return True if copies, or a patient, were found in two parts."""
         leakage = self.leakage
-        return self.protocol_leaks or (leakage is not None and (leakage.shared > 0 or leakage.val_shared > 0))
+        images = leakage.images if leakage else None
+        return leakage is not None and (leakage.shared + leakage.val_shared + (images.units if images else 0) > 0)
 
 
 def audit_splits(
@@ -99,13 +114,13 @@ def audit_splits(
     return tuple(audits)
 
 
-def image_leakage(store: Store, split: Split) -> Leakage:
-    """Count test and validation images with a duplicate or near copy in another part."""
-    known = np.concatenate([split.train, split.val])
+def image_leakage(split: Split) -> Leakage:
+    """Return the leakage of a split of images."""
+    images = split.leakage
+    assert images is not None
     return Leakage(
-        "images", len(split.train), len(split.val), len(split.test), len(split.test),
-        _shared(store.group, split.test, known), _shared(store.identical, split.test, known),
-        _shared(store.group, split.val, split.train),
+        "images", len(split.train), len(split.val), len(split.test), images.tested, images.copies, images.identical,
+        images.val_copies, images=images,
     )  # fmt: skip
 
 
@@ -136,8 +151,8 @@ def _variants(experiment: Experiment) -> Iterator[Experiment]:
     yield experiment
     variants = [(kind, None) for kind in kinds] + [(kinds[0], fold) for fold in range(data.folds)]
     for kind, fold in variants:
-        if data.split_file is not None or (kind, fold) != (experiment.split, data.fold):
-            yield _with(experiment, split=kind, fold=fold, split_file=None)
+        if data.split_file is not None or data.test_source is not None or (kind, fold) != (experiment.split, data.fold):
+            yield _with(experiment, split=kind, fold=fold, split_file=None, test_source=None)
 
 
 def _with(experiment: Experiment, **changes: object) -> Experiment:
@@ -152,14 +167,17 @@ def _audit(
     try:
         split = split_of(experiment, store)
     except DataError as error:
-        kind = str(data.split_file or experiment.split)
+        kind = str(data.split_file or data.test_source or experiment.split)
         return SplitAudit(kind, data.split_seed, data.fold, data.folds, in_use, refused=str(error))
     about = (split.kind, split.seed, split.fold, data.folds, in_use)
     if scan is not None:
         known = np.concatenate([split.train, split.val])
+        answers = shortcut_answers(store, scan, split.test, known)
         return SplitAudit(
-            *about, split.leaks, None, image_leakage(store, split), memorise_images(store, scan, split.test, known)
-        )
+            *about, split.leaks, None, image_leakage(split), memorise_images(store, scan, split.test, known),
+            {name: float((answer == store.label[split.test]).mean()) for name, answer in answers.items()},
+            closest_pairs(store, split.test, known) if in_use else (),
+        )  # fmt: skip
     assert people is not None
     memoriser = None
     # One split of a kind represents its folds. Slices of different sizes cannot be compared.
@@ -167,7 +185,3 @@ def _audit(
         test, train, val = (slices_of(store, part, data.slices) for part in (split.test, split.train, split.val))
         memoriser = memorise_slices(store, test, np.concatenate([train, val]), data.split_seed)
     return SplitAudit(*about, split.leaks, None, case_leakage(store, split, people, data.slices), memoriser)
-
-
-def _shared(column: _Numbers, part: _Numbers, others: _Numbers) -> int:
-    return int(np.isin(column[part], column[others]).sum())

@@ -53,7 +53,7 @@ def find_shortcuts(store: Store, scan: ImageScan) -> tuple[Shortcut, ...]:
     label = store.label[rows]
     if len(rows) < FOLDS * LEAST or len(np.unique(label)) < 2:
         return ()
-    kinds = _kinds(store, scan)
+    kinds = file_facts(store, scan)
     everything = np.concatenate([values for _, _, values in kinds], axis=1)
     kinds.append(("all of these", "all of the above", everything))
     fold = np.random.default_rng(0).permutation(len(rows)) % FOLDS
@@ -75,7 +75,11 @@ def cross_validate(values: _Floats, label: NDArray[np.int64], fold: NDArray[np.i
     return right / len(label)
 
 
-def _kinds(store: Store, scan: ImageScan) -> list[tuple[str, str, _Floats]]:
+def file_facts(store: Store, scan: ImageScan) -> list[tuple[str, str, _Floats]]:
+    """Return each kind of fact: its name, what it sees, and `(n, facts)` values of all images.
+
+    Sizes are logarithms, since they differ by factors.
+    """
     mode = np.array(store.text_column("mode"))
     height, width = store.sizes.astype(np.float64).T
     left, top, right, bottom = store.boxes.astype(np.float64).T
@@ -85,10 +89,10 @@ def _kinds(store: Store, scan: ImageScan) -> list[tuple[str, str, _Floats]]:
             (right - left) / np.maximum(bottom - top, 1)]  # fmt: skip
     return [
         ("mode", "the mode of the file (L, RGB …)", np.stack([mode == name for name in np.unique(mode)], 1) * 1.0),
-        ("size", "height, width and aspect of the file", np.stack([height, width, width / height], 1)),
+        ("size", "height, width and aspect of the file", np.stack([np.log(height), np.log(width), width / height], 1)),
         ("crop", "position of the head in the image", np.stack(crop, 1)),
         ("border", "brightness of the outermost pixels and corners", scan.frame.astype(np.float64)),
-        ("file size", "bytes of the file, and per pixel", np.stack([size, size / area], 1)),
+        ("file size", "bytes of the file, and per pixel", np.log(np.stack([size, size / area], 1))),
     ]
 
 

@@ -15,7 +15,7 @@ from hpc_tumor.results.compare.paired import Difference, PairedTest, differences
 from hpc_tumor.results.compare.ranks import Ranking, aggregate_then_rank, rank_then_aggregate
 from hpc_tumor.results.read.cases import TestCases
 from hpc_tumor.results.read.run_result import RunResult
-from hpc_tumor.vocabulary import REGIONS
+from hpc_tumor.vocabulary import CONTROLS, REGIONS
 
 MOST_TESTED = 20  # best entries of which all pairs are tested
 
@@ -124,24 +124,35 @@ class Group:
         )
 
     @cached_property
-    def neighbour(self) -> TestCases | None:
-        """The nearest neighbour's predictions on the test images of `compared`; None where no run recorded them."""
-        return self._neighbours.get(self.compared[0].cases.identity) if self.compared else None
+    def controls(self) -> dict[str, TestCases]:
+        """Predictions of the controls on the test images of `compared`, as far as a run recorded them."""
+        known = self._controls.get(self.compared[0].cases.identity, {}) if self.compared else {}
+        return {name: known[name] for name in CONTROLS if name in known}
 
     @cached_property
-    def neighbour_tests(self) -> dict[str, Difference]:
-        """Tests of the main score of each entry, by name, against the nearest neighbour on the same test images.
+    def control_tests(self) -> dict[str, dict[str, Difference]]:
+        """Tests of the main score of each entry against each control on the same test images, by control and entry.
 
-        They are a separate family for Holm's correction. Entries whose test images or neighbour predictions are
-        unknown are missing.
+        All together are a separate family for Holm's correction. Controls that no run recorded are missing, and
+        entries whose test images or controls are unknown.
         """
+        tests = {name: self._tests_against(name) for name in CONTROLS}
+        corrected = iter(holm([test.p for of_entries in tests.values() for test in of_entries.values()]))
+        return {
+            name: {entry: replace(test, p_holm=next(corrected)) for entry, test in of_entries.items()}
+            for name, of_entries in tests.items()
+            if of_entries
+        }
+
+    def _tests_against(self, control: str) -> dict[str, Difference]:
+        """Test each entry against a control, uncorrected, in the order of the entries."""
         by_images: dict[str | None, list[Entry]] = {}
         for entry in self.entries:
             if entry.cases.problem is None and self.main in entry.cases.values:
                 by_images.setdefault(entry.cases.identity, []).append(entry)
         tests: dict[str, Difference] = {}
         for identity, entries in by_images.items():
-            answers = self._neighbours.get(identity)
+            answers = self._controls.get(identity, {}).get(control)
             if answers is None:
                 continue
             results = differences(
@@ -152,20 +163,16 @@ class Group:
                 binary=True,
             )
             tests |= {entry.name: test for entry, test in zip(entries, results, strict=True) if test is not None}
-        corrected = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
-        return {
-            entry.name: replace(tests[entry.name], p_holm=corrected[entry.name])
-            for entry in self.entries
-            if entry.name in tests
-        }
+        return {entry.name: tests[entry.name] for entry in self.entries if entry.name in tests}
 
     @cached_property
-    def _neighbours(self) -> dict[str | None, TestCases]:
-        """Predictions of the nearest neighbour, by the identity of the test images."""
-        answers: dict[str | None, TestCases] = {}
+    def _controls(self) -> dict[str | None, dict[str, TestCases]]:
+        """Predictions of the controls, by the identity of the test images; each by the first entry that has them."""
+        answers: dict[str | None, dict[str, TestCases]] = {}
         for entry in self.entries:
-            if entry.cases.problem is None and entry.cases.identity not in answers and entry.neighbour is not None:
-                answers[entry.cases.identity] = entry.neighbour
+            if entry.cases.problem is None:
+                known = answers.setdefault(entry.cases.identity, {})
+                known |= {name: cases for name, cases in entry.controls.items() if name not in known}
         return answers
 
     @property
@@ -173,8 +180,10 @@ class Group:
         """Task, data, split, leakage and number of test cases."""
         known = sorted({entry.n for entry in self.entries if entry.n is not None})
         counts = "–".join(f"{count:,}" for count in (known[:1] + known[-1:] if len(known) > 1 else known)) or "unknown"
-        # Slices of one patient may be in several parts, since the data does not identify patients.
-        clean = "no duplicates across parts" if self.split == "deduplicated" else "does not leak"
+        # Patients of some images are unknown, so an image split can only be called free of known leaks.
+        clean = "does not leak" if self.task == "segmentation" else "no leak found"
+        if self.split == "deduplicated":
+            clean = "no duplicates across parts"
         leak = {True: "leaks", False: clean, None: "leakage unknown"}[self.split_leaks]
         noun = CASES[self.task] if known != [1] else CASES[self.task].removesuffix("s")
         fingerprint = f" {self.fingerprint[:12]}" if self.fingerprint else ""
@@ -183,6 +192,12 @@ class Group:
         return (
             f"{self.task.capitalize()} · {data} · split {self.split}{self._of_folds()} ({leak}) · {counts} test {noun}"
         )
+
+    @property
+    def leakage(self) -> str | None:
+        """Sentences on the copies and patients in two parts, of the folds if they differ; None if not recorded."""
+        texts = dict.fromkeys(run.split_leakage for run in self.runs if run.split_leakage)
+        return "; or ".join(texts) or None
 
     def _of_folds(self) -> str:
         seen = {fold for entry in self.entries for fold in entry.folds}

@@ -1,29 +1,29 @@
-"""Conclusions of a comparison as sentences: the best entry, deciding cases, and the nearest-neighbour baseline."""
+"""Conclusions of a comparison as sentences: the best entry, deciding cases, and the controls without a network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from hpc_tumor.results.compare.comparison import MOST_TESTED, Group
 from hpc_tumor.results.compare.disagreement import DecidingCase, Disagreement
 from hpc_tumor.results.compare.measures import CASES, measure
 from hpc_tumor.results.compare.paired import Difference, p_value
-from hpc_tumor.vocabulary import listed, plural
+from hpc_tumor.vocabulary import CONTROLS, listed, plural, series
 
 Verdict = Literal["better", "not shown", "worse"]
 _MOST_OTHERS = 6  # entries of each kind named in the sentence on the best one
-_MOST_NAMED = 20  # entries of each kind named in the sentence on the nearest neighbour
+_MOST_NAMED = 20  # entries of each kind named in the sentence on a control
 _FEW = 5  # deciding cases that are named; more are only counted
 
 
 def conclusions(group: Group) -> tuple[str, ...]:
-    """Return sentences on the best entry, and on entries that beat the nearest neighbour, with their significance."""
-    return (*_best(group), *_two_bests(group), *_against_neighbour(group))
+    """Return sentences on the best entry, and on entries that beat the controls, with their significance."""
+    return (*_best(group), *_two_bests(group), *_against_controls(group))
 
 
 def verdict(test: Difference) -> Verdict:
-    """Return the verdict of an entry's test against the nearest neighbour.
+    """Return the verdict of an entry's test against a control.
 
     Better and worse need a significant test and a mean difference of the same sign.
     """
@@ -132,39 +132,64 @@ def _case(case: DecidingCase, title: str, show: Callable[[float], str]) -> str:
     return f"{case.case} ({', '.join([values, *(f'{name} {fault}' for name, fault in case.faults.items())])})"
 
 
-def _against_neighbour(group: Group) -> Iterator[str]:
+def _against_controls(group: Group) -> Iterator[str]:
     if group.task != "classification":
         return
-    tests = group.neighbour_tests
-    if not tests:
-        yield "Not compared with the nearest neighbour: no run recorded its predictions."
-        return
+    tests = group.control_tests
+    beaten = [name for name, of_entries in tests.items() if {*map(verdict, of_entries.values())} == {"better"}]
+    others = [name for name in tests if name not in beaten]
+    sentences = [_who_beats_them(group, names) for names in (beaten, *([name] for name in others)) if names]
+    yield from (*sentences[:-1], *(f"{last} {_how(group)}" for last in sentences[-1:]))
+    if behind := _not_beaten(group):
+        yield f"A network that is not better than these controls has shown nothing: {listed(behind, _MOST_NAMED)}."
+    if missing := [CONTROLS[name] for name in CONTROLS if name not in tests]:
+        yield f"Not compared with {series(missing, 'or')}: no run recorded these controls."
+    yield from _not_compared(group)
+
+
+def _not_beaten(group: Group) -> list[str]:
+    """Name each entry that is not better than all controls, with these controls: `vit (file facts, intensities)`."""
+    behind: dict[str, list[str]] = {}
+    for control, of_entries in group.control_tests.items():
+        for entry, test in of_entries.items():
+            if verdict(test) != "better":
+                behind.setdefault(entry, []).append(CONTROLS[control])
+    return [f"{entry.name} ({', '.join(behind[entry.name])})" for entry in group.entries if entry.name in behind]
+
+
+def _not_compared(group: Group) -> Iterator[str]:
+    """Name the entries that lack tests which others have, by the controls that they lack."""
+    without: dict[tuple[str, ...], list[str]] = {}
+    for entry in group.entries:
+        lacking = tuple(
+            CONTROLS[name] for name, of_entries in group.control_tests.items() if entry.name not in of_entries
+        )
+        without.setdefault(lacking, []).append(entry.name)
+    for controls, names in without.items():
+        if controls:
+            unknown = listed(names, _MOST_NAMED)
+            yield f"Not compared with {series(controls, 'or')}, unknown for their test images: {unknown}."
+
+
+def _who_beats_them(group: Group, controls: Sequence[str]) -> str:
+    """List the networks by verdict on `controls` with their p-values, or only the largest p if all beat all of them."""
+    tests = group.control_tests[controls[0]]
+    than = series([_control(group, name) for name in controls])
     names: dict[Verdict, list[str]] = {"better": [], "not shown": [], "worse": []}
     for name in sorted(tests, key=lambda name: (-tests[name].difference, name)):
         names[verdict(tests[name])].append(name)
-    yield f"{_who_beats_it(group, names)} {_how(group)}"
-    if missing := [entry.name for entry in group.entries if entry.name not in tests]:
-        unknown = listed(missing, _MOST_NAMED)
-        yield f"Not compared with it, since its predictions on their test images are unknown: {unknown}."
-
-
-def _who_beats_it(group: Group, names: Mapping[Verdict, Sequence[str]]) -> str:
-    """List the networks by verdict with their p-values, or only the largest p if all are better."""
-    tests, metric = group.neighbour_tests, measure(group.task, group.main)
-    baseline = group.neighbour.mean(group.main) if group.neighbour is not None else None
-    value = "" if baseline is None else f" ({metric.title} {metric.show(baseline)}{' %' * (metric.form == 'percent')})"
-    than = f"the nearest-neighbour baseline{value}"
     better, not_shown, worse = (
         listed([f"{name} ({_p(tests[name])})" for name in names[kind]], _MOST_NAMED)
         for kind in ("better", "not shown", "worse")
     )
+    every = [test for name in controls for test in group.control_tests[name].values()]
     if len(tests) == 1:
         ((name, test),) = tests.items()
         words = {"better": "is better", "not shown": "is not shown to be better", "worse": "is worse"}
-        return f"{name} {words[verdict(test)]} than {than}: {_p(test)}."
+        return f"{name} {words[verdict(test)]} than {than}: {_at_most(every)}."
     all_of_them = f"{'Both' if len(tests) == 2 else f'All {len(tests)}'} networks are"
     if len(names["better"]) == len(tests):
-        return f"{all_of_them} better than {than}: {_at_most(tests)}."
+        return f"{all_of_them} better than {than}: {_at_most(every)}."
     if len(names["worse"]) == len(tests):
         return f"{all_of_them} worse than {than}: {worse}."
     behind = f"; worse: {worse}" if worse else ""
@@ -174,19 +199,27 @@ def _who_beats_it(group: Group, names: Mapping[Verdict, Sequence[str]]) -> str:
     return f"Against {than}: better: {better}{unsure}{behind}."
 
 
+def _control(group: Group, name: str) -> str:
+    """Return `the file-facts control (accuracy 54.0 %)`; without a score if it is unknown for the compared entries."""
+    metric, cases = measure(group.task, group.main), group.controls.get(name)
+    mean = None if cases is None else cases.mean(group.main)
+    value = "" if mean is None else f" ({metric.title} {metric.show(mean)}{' %' * (metric.form == 'percent')})"
+    return f"the {CONTROLS[name].replace(' ', '-')} control{value}"
+
+
 def _how(group: Group) -> str:
-    tests = group.neighbour_tests
+    count = sum(map(len, group.control_tests.values()))
     parts = ["Same test" if group.tests else f"McNemar test over {group.units}"]
     if len(group.alike) < len(group.entries):
         parts.append("each on its own test images")
-    if len(tests) > 1:
-        parts.append(f"Holm-corrected over these {len(tests)} tests")
+    if count > 1:
+        parts.append(f"Holm-corrected over these {count} tests")
     return f"{', '.join(parts)}."
 
 
-def _at_most(tests: Mapping[str, Difference]) -> str:
-    largest = max(tests.values(), key=lambda test: test.p_holm)
-    return f"each {_p(largest, '≤')}"
+def _at_most(tests: Sequence[Difference]) -> str:
+    largest = max(tests, key=lambda test: test.p_holm)
+    return _p(largest) if len(tests) == 1 else f"each {_p(largest, '≤')}"
 
 
 def _p(test: Difference, sign: str = "=") -> str:

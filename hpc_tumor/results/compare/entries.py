@@ -27,6 +27,7 @@ from hpc_tumor.results.read.cases import TOLERANCE, Images, TestCases, average_s
 from hpc_tumor.results.read.lazy import LazyPresent
 from hpc_tumor.results.read.run_result import NOT_SETTINGS, RunResult
 from hpc_tumor.scores import confusion_counts, of_confusion
+from hpc_tumor.vocabulary import CONTROLS
 
 _MOST_DIFFERENCES = 3  # settings in a name
 _IN_NAME = ("model.name", "model.filters")
@@ -137,12 +138,14 @@ class Entry:
         return LazyPresent({name: partial(self._statistic, name) for name in [*common, *self.cases.values]})
 
     @cached_property
-    def neighbour(self) -> TestCases | None:
-        """Nearest-neighbour predictions on the test images, folds concatenated; None if a fold did not record them."""
-        first = {run.fold: answer for run in reversed(self.runs) if (answer := run.cases.neighbour) is not None}
-        if len(first) < len({run.fold for run in self.runs}):
-            return None
-        return join_folds([answer for _, answer in sorted(first.items(), key=lambda item: item[0] or 0)])
+    def controls(self) -> dict[str, TestCases]:
+        """Predictions of the controls on the test images, folds concatenated; without those that a fold lacks."""
+        controls = {}
+        for name in CONTROLS:
+            first = {run.fold: answer for run in reversed(self.runs) if (answer := run.cases.controls.get(name))}
+            if len(first) == len({run.fold for run in self.runs}):
+                controls[name] = join_folds([first[fold] for fold in sorted(first, key=lambda fold: fold or 0)])
+        return controls
 
     def _statistic(self, name: str) -> Statistic | None:
         mean = self.value(name)

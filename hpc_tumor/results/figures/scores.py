@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hpc_tumor.results.compare.comparison import Group
@@ -15,7 +15,7 @@ from hpc_tumor.results.figures.canvas.rowed import Rows, cases_note, factor, lim
 from hpc_tumor.results.figures.canvas.scales import few_ticks
 from hpc_tumor.results.figures.canvas.sheet import MUTED, SMALL, WIDTH, Sheet, fitting, mark_of
 from hpc_tumor.results.figures.canvas.wording import capital
-from hpc_tumor.vocabulary import REGIONS
+from hpc_tumor.vocabulary import CONTROLS, REGIONS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +37,8 @@ _REGION_MARKS = dict(zip(REGIONS, ("o", "s", "^"), strict=True))
 _SHORT = {"balanced_accuracy": "bal. accuracy %", "accuracy_new": "acc., new images %"}
 _PER_ROW = 5  # panels
 _NUMBERS = 1.25  # inches for the numbers
+_KEYS = 4  # in one line of the legend
+_DASHES = ((4, 3), (1, 1.5), (5, 1.5, 1, 1.5))  # of the lines of controls
 
 
 def plan_main(group: Group) -> list[Plan]:
@@ -47,31 +49,31 @@ def plan_main(group: Group) -> list[Plan]:
         return []
     title = measure(group.task, group.main).title
     score = "mean Dice over NCR, ED and ET" if group.task == "segmentation" else "accuracy"
-    baseline = group.neighbour.mean(group.main) if group.neighbour else None
+    controls = {CONTROLS[name]: cases.mean(group.main) or 0.0 for name, cases in group.controls.items()}
     caption = (
         f"Test {score}, with 95 % bootstrap interval over test cases"
         f" ({cases_note(rows.entries, group.task)}); small dots: single runs."
         + (" Hollow: published result, on a split that leaks." if _published(rows.entries) else "")
-        + (" Dashed: nearest-neighbour baseline." if baseline is not None else "")
+        + (f" Broken lines: controls without a network ({', '.join(controls)})." if controls else "")
         + limit_note(rows.entries, scored)
     )
     name, title = f"scores-{group.main}", f"{capital(title)} with 95 % intervals"
-    return [Plan(name, "scores", title, caption, lambda: _forest(group, rows, baseline))]
+    return [Plan(name, "scores", title, caption, lambda: _forest(group, rows, controls))]
 
 
 def _published(entries: Sequence[Entry]) -> bool:
     return any(entry.model in PUBLISHED for entry in entries)
 
 
-def _forest(group: Group, rows: Rows, baseline: float | None) -> Sheet:
+def _forest(group: Group, rows: Rows, controls: Mapping[str, float]) -> Sheet:
     metric = measure(group.task, group.main)
     times, left = factor(metric), rows.left()
-    legend = _published(rows.entries) or baseline is not None or any(len(entry.runs) > 1 for entry in rows.entries)
-    top = 0.34 if legend else 0.1
+    keys = _forest_keys(rows, controls)
+    top = 0.1 if len(keys) == 1 else 0.34 if len(keys) <= _KEYS else 0.54
     sheet = Sheet(top + rows.total + 0.5)
     axes = sheet.axes(left, top, WIDTH - left - _NUMBERS, rows.total)
     rows.prepare(axes)
-    seen: list[float | None] = [baseline]
+    seen: list[float | None] = [*controls.values()]
     for row, entry in enumerate(rows.entries):
         seen += _forest_row(axes, entry, rows, row, group.main, times)
         statistic = entry.statistics[group.main]
@@ -79,24 +81,24 @@ def _forest(group: Group, rows: Rows, baseline: float | None) -> Sheet:
         if statistic.low is not None and statistic.high is not None:
             text += f"  [{metric.show(statistic.low)}, {metric.show(statistic.high)}]"
         sheet.text(WIDTH - 0.02, top + (row + 0.5) * rows.height, text, ha="right", fontsize=SMALL)
-    if baseline is not None:
-        axes.axvline(times * baseline, color=INK, linestyle=(0, (4, 3)), linewidth=1.0, zorder=1)
+    for value, dashes in zip(controls.values(), _DASHES, strict=False):
+        axes.axvline(times * value, color=INK, linestyle=(0, dashes), linewidth=1.0, zorder=1)
     axes.set(xlim=limits([times * value for value in seen if value is not None], metric), xlabel=metric.heading)
     rows.write(sheet, top)
-    if legend:
-        sheet.keys(left, 0.12, _forest_keys(rows, baseline))
+    if len(keys) > 1:
+        sheet.keys(left, 0.12, keys)
     return sheet
 
 
-def _forest_keys(rows: Rows, baseline: float | None) -> list[tuple[str, dict[str, Any]]]:
+def _forest_keys(rows: Rows, controls: Iterable[str]) -> list[tuple[str, dict[str, Any]]]:
     ink = {"color": INK, "marker": "o"}
     keys: list[tuple[str, dict[str, Any]]] = [("mean, 95 % interval", {**ink, "linestyle": "-"})]
     if any(len(entry.runs) > 1 for entry in rows.entries):
         keys.append(("single runs", {**ink, "markersize": 3, "alpha": MUTED, "markeredgewidth": 0}))
     if _published(rows.entries):
         keys.append(("published (leaking split)", {**ink, "markerfacecolor": "none"}))
-    if baseline is not None:
-        keys.append(("nearest neighbour", {"color": INK, "linestyle": (0, (3, 2)), "linewidth": 1.0}))
+    for name, dashes in zip(controls, _DASHES, strict=False):
+        keys.append((name, {"color": INK, "linestyle": (0, dashes), "linewidth": 1.0}))
     return keys
 
 

@@ -17,7 +17,7 @@ from hpc_tumor.results.read.cases import Floats, Images, TestCases
 from hpc_tumor.results.read.lazy import LazyMapping
 from hpc_tumor.results.read.values import LARGEST
 from hpc_tumor.scores import case_brier, case_nll
-from hpc_tumor.vocabulary import LABELS
+from hpc_tumor.vocabulary import CONTROLS, LABELS
 
 
 def read_test_cases(path: Path, task: str) -> TestCases:
@@ -110,12 +110,11 @@ def _images(columns: Mapping[str, tuple[str, ...]]) -> Images | None:
     chances = [columns[f"p_{name}"] for name in classes]
     if not all(_are_numbers(cells) for cells in chances):
         return None
-    nearest_cells = columns.get("nearest")
-    nearest = (
-        None
-        if nearest_cells is None or not set(nearest_cells) <= index_of.keys()
-        else np.array([index_of[cell] for cell in nearest_cells])
-    )
+    controls = {
+        name: np.array([index_of[cell] for cell in columns[name]])
+        for name in CONTROLS
+        if name in columns and set(columns[name]) <= index_of.keys()
+    }
     known = None if "known" not in columns else _numbers(columns["known"]) > 0
     patients = np.array(columns["patient"]) if "patient" in columns else None
     packed = [_packed(cells) for cells in chances]
@@ -123,7 +122,7 @@ def _images(columns: Mapping[str, tuple[str, ...]]) -> Images | None:
     def read() -> Floats:
         return np.stack([np.nan_to_num(read_column()) for read_column in packed], 1)
 
-    return Images(classes, labels, predicted, read, known, nearest, patients)
+    return Images(classes, labels, predicted, read, known, controls, patients)
 
 
 def _are_numbers(cells: tuple[str, ...]) -> bool:

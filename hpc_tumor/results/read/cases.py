@@ -24,7 +24,7 @@ class Images:
 
     Attributes:
         known: `(n,)` True if the image has a duplicate in training or validation; None if not recorded.
-        nearest: `(n,)` class of the most similar image in training or validation; None if not recorded.
+        controls: `(n,)` classes predicted by each control, by its key in vocabulary.CONTROLS, as far as recorded.
         patients: `(n,)` patient of each image, "" if unknown; None if not recorded.
     """
 
@@ -33,7 +33,7 @@ class Images:
     predicted: NDArray[np.int64]
     read_probabilities: Callable[[], Floats]
     known: NDArray[np.bool_] | None = None
-    nearest: NDArray[np.int64] | None = None
+    controls: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     patients: NDArray[np.str_] | None = None
 
     @cached_property
@@ -120,18 +120,21 @@ class TestCases:
         return np.empty(0) if values is None else values[~np.isnan(values)]
 
     @cached_property
-    def neighbour(self) -> TestCases | None:
-        """Nearest-neighbour predictions on the same images, scored 1 or 0; None if not recorded."""
-        if self.images is None or self.images.nearest is None:
-            return None
-        right = (self.images.nearest == self.images.labels).astype(np.float64)
-        values = {"accuracy": right}
-        if self.images.known is not None:
-            values["accuracy_new"] = np.where(self.images.known, np.nan, right)
-        if self.images.names_patients:
-            values["accuracy_known"] = self.images.of_known_patients(right)
-            values["accuracy_patients"] = self.images.by_patient(np.eye(len(self.images.classes))[self.images.nearest])
-        return replace(self, values=values)
+    def controls(self) -> dict[str, TestCases]:
+        """Predictions of each recorded control on the same images, scored 1 or 0."""
+        controls: dict[str, TestCases] = {}
+        if (images := self.images) is None:
+            return controls
+        for name, answer in images.controls.items():
+            right = (answer == images.labels).astype(np.float64)
+            values = {"accuracy": right}
+            if images.known is not None:
+                values["accuracy_new"] = np.where(images.known, np.nan, right)
+            if images.names_patients:
+                values["accuracy_known"] = images.of_known_patients(right)
+                values["accuracy_patients"] = images.by_patient(np.eye(len(images.classes))[answer])
+            controls[name] = replace(self, values=values)
+        return controls
 
     def mismatch(self, scores: Mapping[str, float | None], n: int | None, main: str) -> str | None:
         """Return why `scores` cannot be of these cases, or None."""

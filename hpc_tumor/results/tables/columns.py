@@ -1,4 +1,4 @@
-"""Registry of the columns of tables whose rows are entries, runs, published results or the nearest neighbour.
+"""Registry of the columns of tables whose rows are entries, runs, published results or controls.
 
 A table is a tuple of keys: keys of COLUMNS and names of scores.
 """

@@ -13,14 +13,14 @@ from hpc_tumor.results.compare.ranks import Ranking
 from hpc_tumor.results.compare.statistics import RESAMPLES
 from hpc_tumor.results.tables.columns import whole
 from hpc_tumor.table import NOTHING, Column, Table, fill
-from hpc_tumor.vocabulary import SIGNIFICANCE_LEVEL, counted
+from hpc_tumor.vocabulary import CONTROLS, SIGNIFICANCE_LEVEL, counted
 
 _MOST_PLACES = 7
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two entries, or an entry and the nearest neighbour, by name, and their paired test on a score."""
+    """Two entries, or an entry and a control, by name, and their paired test on a score."""
 
     first: str
     second: str
@@ -56,17 +56,18 @@ _TESTS = {
 
 
 def pairs(group: Group) -> list[Pair]:
-    """List all pairs of entries, then each classifier against the nearest neighbour."""
+    """List all pairs of entries, then each classifier against each control."""
     names = [entry.name for entry in group.compared]
     tests: list[tuple[str, str, Difference]] = [(names[test.first], names[test.second], test) for test in group.tests]
-    tests += [(name, "nearest neighbour", test) for name, test in group.neighbour_tests.items()]
+    for control, of_entries in group.control_tests.items():
+        tests += [(name, CONTROLS[control], test) for name, test in of_entries.items()]
     return [Pair(first, second, test, measure(group.task, test.score)) for first, second, test in tests]
 
 
 def differences_table(group: Group, shown: Sequence[Pair], keys: Iterable[str] = _TESTS) -> Table:
     """Build the table of paired tests: difference, p, effect size."""
     notes = list(_about_tests(group))
-    every = len(group.tests) + len(group.neighbour_tests)
+    every = len(pairs(group))
     if len(shown) < every:
         notes[0] = f"{len(shown)} of {every} tests are shown. {notes[0]}"
     return fill("Paired tests", [_TESTS[key] for key in keys], shown, notes, NOTHING)
@@ -75,8 +76,9 @@ def differences_table(group: Group, shown: Sequence[Pair], keys: Iterable[str] =
 def _about_tests(group: Group) -> Iterator[str]:
     images = group.task == "classification"
     name = method(group) if group.tests else f"McNemar test over {group.units}."
-    if against := len(group.neighbour_tests):
-        name += f" Against the nearest neighbour: Holm-corrected over these {counted(against, 'test')}."
+    against = [test for of_entries in group.control_tests.values() for test in of_entries.values()]
+    if against:
+        name += f" Against the controls without a network: Holm-corrected over these {counted(len(against), 'test')}."
     yield f"{name} *: p < 0.05 after correction. Paired by {'image' if images else 'patient'}, means over seeds."
     if images:
         yield (
@@ -87,7 +89,7 @@ def _about_tests(group: Group) -> Iterator[str]:
         "Effect size: matched-pairs rank-biserial correlation, −1 to 1; 0: neither is better, 1: the first is better"
         " wherever they differ."
     )
-    tests: Sequence[Difference] = group.tests or tuple(group.neighbour_tests.values())
+    tests: Sequence[Difference] = group.tests or against
     if tests and 0.5 ** (tests[0].n - 1) * len(tests) > SIGNIFICANCE_LEVEL:
         yield (
             f"With {tests[0].n} {group.units} and {counted(len(tests), 'test')} no difference can be significant:"

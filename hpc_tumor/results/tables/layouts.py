@@ -18,6 +18,7 @@ from hpc_tumor.vocabulary import REGIONS, STRUCTURES
 
 MOST_RUNS = 30  # with more runs, only entries are shown
 MOST_ROWS = 40  # of a float of a paper
+_MOST_AGAINST = 24  # tests against controls in it
 
 _BRIEF = {
     "classification": (
@@ -149,7 +150,7 @@ def paper_tables(group: Group) -> list[Table]:
 
 
 def _paper_results(group: Group) -> Table:
-    rows = _paper_rows(group, ("entry", "published", "neighbour"))
+    rows = _paper_rows(group, ("entry", "published", "control"))
     table = row_table(
         group,
         rows,
@@ -194,11 +195,14 @@ def _paper_cost(group: Group) -> Table:
 def _paper_tests(group: Group) -> Table:
     """Build the paired tests of a paper; if too many, only those on the main score, or those of the best entry.
 
-    Tests against the nearest neighbour follow, of the best entries if there are many.
+    Tests against the controls follow, of the best entries if there are many.
     """
     every, count = pairs(group), len(group.tests)
-    compared = {entry.name for entry in group.compared}
-    against = [pair for pair in every[count:] if len(every) - count <= MOST_TESTED or pair.first in compared]
+    against = every[count:]
+    if len(against) > _MOST_AGAINST:
+        most = min(MOST_TESTED, _MOST_AGAINST // len(group.control_tests))
+        best_entries = sorted(group.compared, key=lambda entry: -(entry.score or 0))[:most]
+        against = [pair for pair in against if pair.first in {entry.name for entry in best_entries}]
     most, shown = MOST_ROWS - len(against), every[:count]
     if len(shown) > most:
         shown = [pair for pair in shown if pair.test.score == group.main]

@@ -1,4 +1,4 @@
-"""Rows of result tables: an entry, one of its runs, the nearest neighbour, or published results."""
+"""Rows of result tables: an entry, one of its runs, a control without a network, or published results."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hpc_tumor.results.compare.published import PUBLISHED, PublishedResult
 from hpc_tumor.results.compare.statistics import Statistic, bootstrap_means, mean_and_sd
 from hpc_tumor.results.read.run_result import RunResult, Scores, mean_of
 from hpc_tumor.scores import classification_scores, confusion_counts, of_confusion
+from hpc_tumor.vocabulary import CONTROLS
 
 _OF_ANSWERS = ("balanced_accuracy", "precision", "recall", "f1", "mcc")  # scores that need no probabilities
 
@@ -21,7 +22,7 @@ _OF_ANSWERS = ("balanced_accuracy", "precision", "recall", "f1", "mcc")  # score
 class Row:
     """One row; `label` is a shorter `name`, for a row below that of its entry."""
 
-    kind: Literal["entry", "new", "run", "neighbour", "published"]
+    kind: Literal["entry", "new", "run", "control", "published"]
     name: str
     task: str
     model: str
@@ -63,7 +64,7 @@ class Row:
 
 
 def group_rows(group: Group, *, runs: bool = True, published: bool = False, new: bool = False) -> list[Row]:
-    """Build the rows of a group: entries in their order, each followed by the rows asked for; then the neighbour.
+    """Build the rows of a group: entries in their order, each followed by the rows asked for; then the controls.
 
     Args:
         runs: rows of single runs, of entries with several.
@@ -80,9 +81,7 @@ def group_rows(group: Group, *, runs: bool = True, published: bool = False, new:
             rows += [run_row(entry, run) for run in entry.runs]
         if published and last[entry.model] is entry and entry.model in PUBLISHED:
             rows.append(published_row(PUBLISHED[entry.model]))
-    if (neighbour := neighbour_row(group)) is not None:
-        rows.append(neighbour)
-    return rows
+    return [*rows, *control_rows(group)]
 
 
 def entry_row(entry: Entry) -> Row:
@@ -173,20 +172,19 @@ def published_row(result: PublishedResult) -> Row:
     )
 
 
-def neighbour_row(group: Group) -> Row | None:
-    """Build the row of the nearest neighbour: it predicts the class of the most similar image outside the test part."""
-    cases = group.neighbour
-    if cases is None:
-        return None
-    groups = None if cases.groups is None else cases.groups.tolist()
-    means = {score: bootstrap_means(values[:, None], groups)[0] for score, values in cases.values.items()}
-    statistics = {score: mean for score, mean in means.items() if mean is not None}
-    images = cases.images
-    if images is not None and images.nearest is not None:
-        counts = confusion_counts(images.nearest, images.labels, len(images.classes))
-        of_counts = of_confusion(counts, images.classes)
-        statistics |= {score: Statistic(float(of_counts[score])) for score in _OF_ANSWERS}
-    return Row("neighbour", "nearest neighbour (no network)", group.task, "", statistics=statistics)
+def control_rows(group: Group) -> list[Row]:
+    """Build the rows of the controls: the class of the most similar image, by file facts, and by intensities."""
+    rows = []
+    for control, cases in group.controls.items():
+        groups = None if cases.groups is None else cases.groups.tolist()
+        means = {score: bootstrap_means(values[:, None], groups)[0] for score, values in cases.values.items()}
+        statistics = {score: mean for score, mean in means.items() if mean is not None}
+        if (images := cases.images) is not None:
+            counts = confusion_counts(images.controls[control], images.labels, len(images.classes))
+            of_counts = of_confusion(counts, images.classes)
+            statistics |= {score: Statistic(float(of_counts[score])) for score in _OF_ANSWERS}
+        rows.append(Row("control", f"{CONTROLS[control]} (no network)", group.task, "", statistics=statistics))
+    return rows
 
 
 def _gpus(run: RunResult) -> str:

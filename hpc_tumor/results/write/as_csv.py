@@ -12,12 +12,14 @@ from typing import IO, Any
 
 import numpy as np
 
-from hpc_tumor.results.compare.comparison import Comparison
+from hpc_tumor.results.compare.comparison import Comparison, Group
 from hpc_tumor.results.compare.entries import Entry
 from hpc_tumor.results.compare.published import PUBLISHED
+from hpc_tumor.results.compare.statistics import Statistic
 from hpc_tumor.results.read.cases import Floats, Images
 from hpc_tumor.results.read.run_result import RunResult
-from hpc_tumor.vocabulary import harmless
+from hpc_tumor.results.tables.rows import Row, control_rows
+from hpc_tumor.vocabulary import CONTROLS, harmless
 
 _NESTED = {"place", "best", "last", "last_train", "cases", "config", "remarks", "settings", "class_counts", "cleaning"}
 _LONG = (
@@ -26,17 +28,18 @@ _LONG = (
     "weights_lost",
 )  # fmt: skip
 _OF_CASES = (  # first columns, if any run has them
-    "task", "entry", "model", "run", "seed", "fold", "case", "group", "label", "prediction", "nearest", "weights_lost",
+    "task", "entry", "model", "run", "seed", "fold", "case", "group", "label", "prediction", *CONTROLS, "weights_lost",
 )  # fmt: skip
 
 
 def wide_csv(comparison: Comparison) -> str:
-    """Return one row per entry, run (finished or not) and published result, as named in the column `kind`."""
+    """Return one row per entry, run (finished or not), control and published result, as named in the column `kind`."""
     rows: list[dict[str, Any]] = []
     for group in comparison.groups:
         for entry in group.entries:
             rows.append(_entry_values(entry))
             rows += [_run_values(run, entry) for run in entry.all_runs]
+        rows += [_control_values(group, row) for row in control_rows(group)]
     for unfinished in comparison.unfinished:
         values = {name: value for name, value in vars(unfinished).items() if name != "config"}
         values["val_best"] = values.pop("best")
@@ -51,8 +54,12 @@ def wide_csv(comparison: Comparison) -> str:
 
 
 def long_csv(comparison: Comparison) -> str:
-    """Return one row per entry and score, the long format of statistics programs."""
+    """Return one row per entry or control and score, the long format of statistics programs."""
     rows = []
+    for group in comparison.groups:
+        for control in control_rows(group):
+            about = _about_control(group, control)
+            rows += [{**about, **vars(statistic), "score": name} for name, statistic in control.statistics.items()]
     for entry in (entry for group in comparison.groups for entry in group.entries):
         about = _about(entry)
         for name, statistic in entry.statistics.items():
@@ -97,10 +104,25 @@ def _entry_values(entry: Entry) -> dict[str, Any]:
         "kind": "entry", **_about(entry), **{name: getattr(entry.runs[0], name) for name in names},
         "runs": len(entry.runs), "test_cases": entry.n,
     }  # fmt: skip
-    for name, statistic in entry.statistics.items():
+    return {name: value for name, value in (values | _statistics(entry.statistics)).items() if value is not None}
+
+
+def _about_control(group: Group, row: Row) -> dict[str, Any]:
+    names = ("task", "dataset", "fingerprint", "split", "split_leaks")
+    return {**{name: getattr(group, name) for name in names}, "entry": row.name}
+
+
+def _control_values(group: Group, row: Row) -> dict[str, Any]:
+    about = {"kind": "control", **_about_control(group, row), "store": group.store}
+    return {name: value for name, value in (about | _statistics(row.statistics)).items() if value is not None}
+
+
+def _statistics(statistics: Mapping[str, Statistic]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, statistic in statistics.items():
         values |= {f"best_{name}": statistic.mean, f"sd_{name}": statistic.sd}
         values |= {f"low_{name}": statistic.low, f"high_{name}": statistic.high} if statistic.low is not None else {}
-    return {name: value for name, value in values.items() if value is not None}
+    return values
 
 
 def _run_values(run: RunResult, entry: Entry) -> dict[str, Any]:
@@ -140,9 +162,9 @@ def _case_columns(entry: Entry, run: RunResult) -> dict[str, Callable[[], Iterab
 def _classes(images: Images | None) -> dict[str, np.ndarray]:
     if images is None:
         return {}
-    numbers = {"label": images.labels, "prediction": images.predicted, "nearest": images.nearest}
+    numbers = {"label": images.labels, "prediction": images.predicted, **images.controls}
     names = np.array(images.classes, dtype=object)
-    return {name: names[places] for name, places in numbers.items() if places is not None}
+    return {name: names[places] for name, places in numbers.items()}
 
 
 def _numbers(values: Mapping[str, Floats], name: str) -> Iterable[object]:

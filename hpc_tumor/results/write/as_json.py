@@ -15,9 +15,10 @@ from hpc_tumor.results.compare.published import PUBLISHED
 from hpc_tumor.results.compare.statistics import RESAMPLES
 from hpc_tumor.results.read.run_result import RunResult
 from hpc_tumor.results.tables.notes import group_notes
-from hpc_tumor.vocabulary import CONFIDENCE_LEVEL
+from hpc_tumor.results.tables.rows import control_rows
+from hpc_tumor.vocabulary import CONFIDENCE_LEVEL, CONTROLS
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
     A group has entries (with statistics of every score and the names of their runs), runs, paired tests and ranks;
     tests and ranks refer to entries by name. `disagreement`: the entry with the highest main score and the first by
-    ranks, null if they are the same; `neighbour`: every classifier against the nearest neighbour.
+    ranks, null if they are the same; `controls`: every classifier against each control without a network.
     """
     return {
         "schema": SCHEMA,
@@ -62,7 +63,7 @@ def _group(group: Group) -> dict[str, Any]:
         "tests": [{**vars(test), "first": names[test.first], "second": names[test.second]} for test in group.tests],
         "ranking": ranking and {"entries": names, "by": group.ranked_by, **vars(ranking)},
         "disagreement": _disagreement(group),
-        "neighbour": _neighbour(group),
+        "controls": _controls(group),
     }
 
 
@@ -93,16 +94,27 @@ def _deciding(cases: Sequence[DecidingCase] | None, names: tuple[str, ...]) -> l
     ]
 
 
-def _neighbour(group: Group) -> dict[str, Any] | None:
+def _controls(group: Group) -> list[dict[str, Any]] | None:
     if group.task != "classification":
         return None
-    tests = group.neighbour_tests
-    return {
-        "score": group.main,
-        "mean": group.neighbour.mean(group.main) if group.neighbour is not None else None,
-        "tests": [{"entry": name, "verdict": verdict(test), **vars(test)} for name, test in tests.items()],
-        "not_compared": [entry.name for entry in group.entries if entry.name not in tests],
-    }
+    rows = dict(zip(group.controls, control_rows(group), strict=True))
+    return [
+        {
+            "control": control,
+            "name": name,
+            "statistics": {score: vars(value) for score, value in rows[control].statistics.items()}
+            if control in rows
+            else {},
+            "tests": [
+                {"entry": entry, "verdict": verdict(test), **vars(test)}
+                for entry, test in group.control_tests.get(control, {}).items()
+            ],
+            "not_compared": [
+                entry.name for entry in group.entries if entry.name not in group.control_tests.get(control, {})
+            ],
+        }
+        for control, name in CONTROLS.items()
+    ]
 
 
 def _entry(entry: Entry) -> dict[str, Any]:

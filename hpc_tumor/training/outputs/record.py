@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from hpc_tumor.console import log
 from hpc_tumor.data.feed.samples import SlicePart
-from hpc_tumor.data.splits.units import image_patients
+from hpc_tumor.data.splits.units import known_units
 from hpc_tumor.errors import DataError
 from hpc_tumor.models import count_parameters
 from hpc_tumor.run_dir import Damage
@@ -28,7 +28,7 @@ from hpc_tumor.training.outputs.pictures import make_pictures
 from hpc_tumor.training.scoring import metrics
 from hpc_tumor.training.scoring.evaluate import Evaluation, evaluate
 from hpc_tumor.training.scoring.surfaces import method_description
-from hpc_tumor.training.scoring.testing import FinalTest, Neighbour, StopError, Tested, nearest_neighbour
+from hpc_tumor.training.scoring.testing import Controls, FinalTest, StopError, Tested, predict_controls
 from hpc_tumor.training.scoring.volumes import Watch
 from hpc_tumor.training.state import TrainingState, best_score, free_gpu, training_seconds
 from hpc_tumor.training.watch.heartbeat import Heartbeat
@@ -115,8 +115,8 @@ def _go_without_best(state: TrainingState, lost: str) -> None:
 
 def _write_result(state: TrainingState, heartbeat: Heartbeat, scored: Scored, seconds: float, memory_gb: float) -> None:
     (_, best, lost), main_score = scored, state.experiment.main_score
-    neighbour = _neighbour(state, heartbeat) if state.spec.classes is not None else None
-    _write_cases(state, best.final, neighbour)
+    controls = _controls(state, heartbeat) if state.spec.classes is not None else None
+    _write_cases(state, best.final, controls)
     atomic.write_json(state.run.result, _result(state, scored, seconds, memory_gb))
     state.run.add_event("finished", epoch=state.progress.epoch, seconds=seconds)
     heartbeat.write(RunStatus.FINISHED)
@@ -141,6 +141,8 @@ def _result(state: TrainingState, scored: Scored, seconds: float, memory_gb: flo
         "split": parts.split.kind,
         "split_seed": parts.split.seed,
         "split_leaks": parts.split.leaks,
+        "split_leakage": parts.split.leakage.as_json() if parts.split.leakage else None,
+        "left_out": parts.split.excluded,
         "fold": experiment.data.fold,
         "store": str(experiment.data.store),
         "fingerprint": parts.store.fingerprint,
@@ -207,24 +209,24 @@ def forward_gflop(network: nn.Module, channels: int, image_size: tuple[int, int]
         network.train(was_training)
 
 
-def _neighbour(state: TrainingState, heartbeat: Heartbeat) -> Neighbour | None:
-    """Return the classes of the nearest images; None if the images cannot be read, which must not fail the run."""
+def _controls(state: TrainingState, heartbeat: Heartbeat) -> Controls | None:
+    """Return the classes by the controls; None if the images cannot be read, which must not fail the run."""
     try:
-        return nearest_neighbour(state.parts, heartbeat.alive)
+        return predict_controls(state.parts, heartbeat.alive)
     except DataError as error:
-        log(f"warning: nearest neighbours of the test images left out: {error}")
-        state.run.add_event("nearest neighbour left out", reason=str(error))
+        log(f"warning: controls without a network left out: {error}")
+        state.run.add_event("controls left out", reason=str(error))
         return None
 
 
-def _write_cases(state: TrainingState, best: Evaluation, neighbour: Neighbour | None) -> None:
+def _write_cases(state: TrainingState, best: Evaluation, controls: Controls | None) -> None:
     scored = best.counted > 0
     names = [name for name, counted in zip(state.parts.test_names, scored, strict=True) if counted]
     if state.spec.classes is None:
         surfaces = None if best.surfaces is None else best.surfaces[scored]
         rows = metrics.segmentation_rows(best.details[scored], names, best.counted[scored], surfaces)
     else:
-        rows = _image_rows(state, best.details, [int(index) for index in scored.nonzero()[0]], neighbour)
+        rows = _image_rows(state, best.details, [int(index) for index in scored.nonzero()[0]], controls)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else ["case"], lineterminator="\n")
     writer.writeheader()
@@ -233,12 +235,12 @@ def _write_cases(state: TrainingState, best: Evaluation, neighbour: Neighbour | 
 
 
 def _image_rows(
-    state: TrainingState, probabilities: Any, positions: list[int], neighbour: Neighbour | None
+    state: TrainingState, probabilities: Any, positions: list[int], controls: Controls | None
 ) -> list[dict[str, object]]:
     part, classes, store = state.parts.test.part, state.spec.classes or [], state.parts.store
     assert not isinstance(part, SlicePart)
     patients = store.patients if store.names_patients else None
-    units = image_patients(store) if store.names_patients else store.group
+    units = known_units(store)
     rows: list[dict[str, object]] = []
     for position in positions:
         row, label = probabilities[position], int(part.classes[position])  # type: ignore[attr-defined]
@@ -246,8 +248,9 @@ def _image_rows(
         predicted, image = int(row.argmax()), int(part.indices[position])  # type: ignore[attr-defined]
         if patients is not None:
             known = {"patient": patients[image], "unit": int(units[image])}
-        if neighbour is not None:
-            known |= {"known": int(neighbour.known[position]), "nearest": classes[neighbour.answer[position]]}
+        if controls is not None:
+            answers = {name: classes[answer[position]] for name, answer in controls.answers.items()}
+            known |= {"known": int(controls.known[position]), **answers}
         rows.append({
             "case": state.parts.test_names[position], "label": classes[label], "prediction": classes[predicted],
             "correct": int(predicted == label), "confidence": float(row.max()),

@@ -1,6 +1,6 @@
 """Final scores of a run: on whole volumes with surface distances, cleaned if the settings say so.
 
-For images also the classes of nearest neighbours, a baseline without a network; see data/audit/memoriser.py.
+For images also the classes that controls without a network predict; see data/audit/controls.py.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hpc_tumor.data.audit.images import BATCH, THUMBNAIL, Floats, shrink, unit_rows
-from hpc_tumor.data.audit.memoriser import nearest
+from hpc_tumor.data.audit.controls import control_answers
+from hpc_tumor.data.audit.images import scan_images
 from hpc_tumor.data.feed.loader import BatchLoader
 from hpc_tumor.data.feed.samples import SlicePart
-from hpc_tumor.data.store.store import Store
 from hpc_tumor.system import devices
 from hpc_tumor.system.worker_processes import WorkerProcesses
 from hpc_tumor.training.parts import Parts
@@ -176,30 +175,21 @@ def _best(counts: np.ndarray) -> int:
 
 
 @dataclass(frozen=True)
-class Neighbour:
-    """Nearest neighbours of the test images: `answer` are their classes, `known` whether a copy was trained or
-    validated on."""
+class Controls:
+    """Controls on the test images: `answers` are the classes that each predicts, by its key in vocabulary.CONTROLS;
+    `known` is True for images of which a copy was trained or validated on."""
 
-    answer: np.ndarray
-    known: np.ndarray
+    answers: dict[str, NDArray[np.int64]]
+    known: NDArray[np.bool_]
 
 
-def nearest_neighbour(parts: Parts, alive: Callable[[], None] = lambda: None) -> Neighbour:
-    """Find the training or validation image nearest to each test image, by correlation of thumbnails.
+def predict_controls(parts: Parts, alive: Callable[[], None] = lambda: None) -> Controls:
+    """Predict the test images by all controls, trained on the training and validation parts.
 
     Raises DataError if an image is damaged.
     """
     store, split = parts.store, parts.split
     known = np.concatenate([split.train, split.val])
-    neighbours, _ = nearest(_thumbnails(store, split.test, alive), _thumbnails(store, known, alive))
-    return Neighbour(store.label[known[neighbours]], np.isin(store.group[split.test], store.group[known]))
-
-
-def _thumbnails(store: Store, indices: NDArray[np.int64], alive: Callable[[], None]) -> Floats:
-    """Return thumbnails as `(n, THUMBNAIL²)` rows of mean 0 and length 1."""
-    rows = np.empty((len(indices), THUMBNAIL**2), np.float32)
-    for start in range(0, len(indices), BATCH):
-        batch = slice(start, start + BATCH)
-        rows[batch] = unit_rows(shrink(store.read_images(indices[batch]).result(), THUMBNAIL))
-        alive()
-    return rows
+    scan = scan_images(store, lambda *_: alive(), np.concatenate([split.test, known]))
+    copied = np.isin(store.group[split.test], store.group[known])
+    return Controls(control_answers(store, scan, split.test, known), copied)

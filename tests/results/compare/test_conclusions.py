@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from made_runs import (
     write_image_cases,
     write_rows,
 )
+from scipy.stats import binomtest
 
 from hpc_tumor.results.compare.comparison import Comparison
 from hpc_tumor.results.compare.conclusions import conclusions
@@ -30,6 +32,7 @@ from hpc_tumor.results.report.document import render_report
 from hpc_tumor.results.tables.layouts import group_tables, terminal_tables
 from hpc_tumor.results.tables.notes import brief_notes
 from hpc_tumor.results.tables.rows import new_images_row
+from hpc_tumor.results.write.as_csv import long_csv, wide_csv
 from hpc_tumor.results.write.as_json import as_json
 from hpc_tumor.results.write.collect import collect_runs
 from hpc_tumor.results.write.files import write_tables
@@ -195,9 +198,9 @@ def test_a_single_network_is_compared_with_the_nearest_neighbour(tmp_path: Path,
     result = json.loads(run.result.read_text())
     result["best"]["test"]["accuracy"] = np.mean([row["correct"] == "1" for row in rows])
     run.result.write_text(json.dumps(result))
-    (said,) = conclusions(collect_runs([run]).groups[0])
     words = "is not shown to be better" if warned else "is better"
-    assert said.startswith(f"cnn {words} than the nearest-neighbour baseline (accuracy 88.9 %): p ")
+    near = f"cnn {words} than the nearest-neighbour control (accuracy 88.9 %)"
+    assert any(said.startswith(near) for said in conclusions(collect_runs([run]).groups[0]))
 
 
 def answers(folder: Path, right: Mapping[str, Sequence[bool]], seed: int = 0) -> list[RunDir]:
@@ -217,18 +220,22 @@ def test_every_network_is_compared_with_the_nearest_neighbour(tmp_path: Path) ->
     (group,) = comparison.groups
     # 2 of 2^10 ways, times three tests; 2 of 2^2; the second smallest of Holm's is never below the smallest.
     expected = {"cnn": (6 / 1024, "better"), "alexnet": (0.5, "not shown"), "vgg16": (6 / 1024, "worse")}
-    near = as_json(comparison)["groups"][0]["neighbour"]
+    near, *others = as_json(comparison)["groups"][0]["controls"]
     assert {test["entry"]: (pytest.approx(test["p_holm"]), test["verdict"]) for test in near["tests"]} == expected
     assert [(test["wins"], test["losses"], test["n"]) for test in near["tests"]] == [
         (10, 0, 20),
         (2, 0, 20),
         (0, 10, 20),
     ]
-    assert near["mean"] == 0.5
+    assert near["statistics"]["accuracy"]["mean"] == 0.5
     assert near["not_compared"] == []
-    assert conclusions(group)[-1] == (
-        "Against the nearest-neighbour baseline (accuracy 50.0 %): better: cnn (p = 0.006); not shown to"
-        " be better: alexnet (p = 0.500); worse: vgg16 (p = 0.006). Same test, Holm-corrected over these 3 tests."
+    assert [(control["statistics"], control["tests"]) for control in others] == [({}, [])] * 2
+    assert conclusions(group)[1:] == (
+        "Against the nearest-neighbour control (accuracy 50.0 %): better: cnn (p = 0.006); not shown to"
+        " be better: alexnet (p = 0.500); worse: vgg16 (p = 0.006). Same test, Holm-corrected over these 3 tests.",
+        "A network that is not better than these controls has shown nothing: alexnet (nearest neighbour), vgg16"
+        " (nearest neighbour).",
+        "Not compared with file facts or intensities: no run recorded these controls.",
     )
     rows = group_tables(group)["tests"].rows
     assert [row[1:4] for row in rows if row[2] == "nearest neighbour"] == [
@@ -249,7 +256,7 @@ def test_every_form_of_the_comparison_says_it(tmp_path: Path) -> None:
 def test_the_report_on_one_network_gives_its_score_and_what_it_is_worth(tmp_path: Path) -> None:
     page = render_report(collect_runs(answers(tmp_path, {"cnn": [True] * 20})), [], datetime(2025, 1, 1), "runs")
     assert '<p class="verdict">cnn: accuracy 100.0 (95 % interval 83.2 to 100.0).</p>' in page
-    assert '<p class="verdict">cnn is better than the nearest-neighbour baseline' in page
+    assert '<p class="verdict">cnn is better than the nearest-neighbour control' in page
 
 
 @pytest.mark.parametrize(
@@ -263,8 +270,8 @@ def test_the_report_on_one_network_gives_its_score_and_what_it_is_worth(tmp_path
 )
 def test_one_sentence_on_the_nearest_neighbour(tmp_path: Path, right: dict[str, int], sentence: str) -> None:
     runs = answers(tmp_path, {model: [index < count for index in range(20)] for model, count in right.items()})
-    near = "the nearest-neighbour baseline (accuracy 50.0 %)"
-    assert conclusions(collect_runs(runs).groups[0])[-1].startswith(sentence.format(near))
+    near = "the nearest-neighbour control (accuracy 50.0 %)"
+    assert conclusions(collect_runs(runs).groups[0])[1].startswith(sentence.format(near))
 
 
 def test_seeds_that_err_on_other_images_are_no_losses_to_the_nearest_neighbour(tmp_path: Path) -> None:
@@ -273,31 +280,97 @@ def test_seeds_that_err_on_other_images_are_no_losses_to_the_nearest_neighbour(t
     for seed in range(5):
         runs += answers(tmp_path, {"cnn": [index // 2 % 5 != seed for index in range(100)]}, seed)
     (group,) = collect_runs(runs).groups
-    test = group.neighbour_tests["cnn"]
+    test = group.control_tests["nearest"]["cnn"]
     assert (test.wins, test.losses) == (50, 50)
     assert test.difference == pytest.approx(0.3)
     assert test.p == pytest.approx(math.erfc(30 / math.sqrt(2 * (50 * 0.8**2 + 50 * 0.2**2))))
-    assert conclusions(group)[-1].startswith("cnn is better than the nearest-neighbour baseline")
+    assert conclusions(group)[0].startswith("cnn is better than the nearest-neighbour control")
 
 
 def test_folds_are_compared_with_the_nearest_neighbours_of_their_images(tmp_path: Path) -> None:
     runs = [full_classification_run(tmp_path, f"r{fold}", "cnn", images=90, fold=fold) for fold in range(2)]
     (group,) = collect_runs(runs).groups
-    assert group.neighbour is not None
-    assert (group.neighbour.n, group.neighbour.mean("accuracy")) == (180, pytest.approx(8 / 9))
+    near = group.controls["nearest"]
+    assert (near.n, near.mean("accuracy")) == (180, pytest.approx(8 / 9))
+    assert group.controls["file_facts"].mean("accuracy") == pytest.approx(2 / 3)
     accuracy = np.mean([json.loads(run.result.read_text())["best"]["test"]["accuracy"] for run in runs])
-    assert group.neighbour_tests["cnn"].difference == pytest.approx(accuracy - 8 / 9)
+    assert group.control_tests["nearest"]["cnn"].difference == pytest.approx(accuracy - 8 / 9)
 
 
 def test_networks_that_are_not_compared_with_the_nearest_neighbour_are_named(tmp_path: Path) -> None:
     runs = answers(tmp_path, {"cnn": [True] * 20})
     assert conclusions(collect_runs([classification_run(tmp_path, "old", [True] * 4)]).groups[0]) == (
-        "Not compared with the nearest neighbour: no run recorded its predictions.",
+        "Not compared with nearest neighbour, file facts or intensities: no run recorded these controls.",
     )
     runs.append(classification_run(tmp_path, "other", [True] * 19, model="vit"))  # tested on other images
     comparison = collect_runs(runs)
-    assert as_json(comparison)["groups"][0]["neighbour"]["not_compared"] == ["vit"]
-    assert conclusions(comparison.groups[0])[-1].endswith("their test images are unknown: vit.")
+    assert as_json(comparison)["groups"][0]["controls"][0]["not_compared"] == ["vit"]
+    assert conclusions(comparison.groups[0])[-1] == (
+        "Not compared with nearest neighbour, unknown for their test images: vit."
+    )
+
+
+def with_controls(run: RunDir, answers: Mapping[str, Sequence[bool]]) -> RunDir:
+    """Add controls to cases.csv that are right on some images."""
+    with run.cases.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for index, row in enumerate(rows):
+        wrong = next(name[2:] for name in row if name.startswith("p_") and name[2:] != row["label"])
+        row |= {name: row["label"] if right[index] else wrong for name, right in answers.items()}
+    write_rows(run.cases, rows)
+    return run
+
+
+def test_the_verdict_names_the_controls_that_a_network_does_not_beat(tmp_path: Path) -> None:
+    """Of 40 images cnn is right on all, vit on 30; nearest neighbour 20, file facts 30 others, intensities none."""
+    networks = {"cnn": [True] * 40, "vit": [index < 30 for index in range(40)]}
+    controls = {"file_facts": [index >= 10 for index in range(40)], "intensities": [False] * 40}
+    runs = [with_controls(run, controls) for run in answers(tmp_path, networks)]
+    comparison = collect_runs(runs)
+    (group,) = comparison.groups
+    # Gains and losses of vit: against the nearest neighbour 15 and 5, against file facts 10 and 10.
+    p = {
+        ("nearest", "cnn"): 2 / 2**20, ("nearest", "vit"): binomtest(5, 20).pvalue, ("file_facts", "cnn"): 2 / 2**10,
+        ("file_facts", "vit"): 1.0, ("intensities", "cnn"): 2 / 2**40, ("intensities", "vit"): 2 / 2**30,
+    }  # fmt: skip
+    corrected: dict[tuple[str, str], float] = {}
+    for place, key in enumerate(sorted(p, key=p.__getitem__)):
+        corrected[key] = max([min(1, (6 - place) * p[key]), *corrected.values()])
+    found = {
+        (control, entry): (test.p, test.p_holm)
+        for control, tests in group.control_tests.items()
+        for entry, test in tests.items()
+    }
+    assert found == {key: (pytest.approx(p[key]), pytest.approx(corrected[key])) for key in p}
+    assert conclusions(group)[1:] == (
+        "Both networks are better than the intensities control (accuracy 0.0 %): each p < 0.001.",
+        "Against the nearest-neighbour control (accuracy 50.0 %): better: cnn (p < 0.001); not shown to be better: vit"
+        " (p = 0.083).",
+        "Against the file-facts control (accuracy 75.0 %): better: cnn (p = 0.006); not shown to be better: vit"
+        " (p = 1.000). Same test, Holm-corrected over these 6 tests.",
+        "A network that is not better than these controls has shown nothing: vit (nearest neighbour, file facts).",
+    )
+    rows = {row[0]: row for row in group_tables(group)["results"].rows}
+    assert ["75.0" in rows["file facts (no network)"], "0.0" in rows["intensities (no network)"]] == [True, True]
+    wide = list(csv.DictReader(io.StringIO(wide_csv(comparison))))
+    assert [(row["entry"], row["best_accuracy"]) for row in wide if row["kind"] == "control"] == [
+        ("nearest neighbour (no network)", "0.5"), ("file facts (no network)", "0.75"),
+        ("intensities (no network)", "0.0"),
+    ]  # fmt: skip
+    long = list(csv.DictReader(io.StringIO(long_csv(comparison))))
+    assert ("file facts (no network)", "accuracy", "0.75") in {
+        (row["entry"], row["score"], row["mean"]) for row in long
+    }
+
+
+def test_a_network_that_beats_all_controls_is_said_to_in_one_sentence(tmp_path: Path) -> None:
+    controls = {"file_facts": [False] * 20, "intensities": [index < 5 for index in range(20)]}
+    runs = [with_controls(run, controls) for run in answers(tmp_path, {"cnn": [True] * 20})]
+    assert conclusions(collect_runs(runs).groups[0]) == (
+        "cnn is better than the nearest-neighbour control (accuracy 50.0 %), the file-facts control (accuracy 0.0 %)"
+        " and the intensities control (accuracy 25.0 %): each p ≤ 0.002. McNemar test over duplicate groups,"
+        " Holm-corrected over these 3 tests.",
+    )
 
 
 def two_networks(folder: Path, unet: Sequence[Sequence[float]], improved: Sequence[Sequence[float]]) -> Comparison:

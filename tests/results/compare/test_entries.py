@@ -238,9 +238,8 @@ def test_the_nearest_neighbour_by_hand(tmp_path: Path) -> None:
     ]  # fmt: skip
     write_rows(run.cases, rows)
     group = the_group([run])
-    assert group.neighbour is not None
-    assert group.neighbour.mean("accuracy") == 0.75
-    assert group.neighbour.mean("accuracy_new") == pytest.approx(2 / 3)
+    assert group.controls["nearest"].mean("accuracy") == 0.75
+    assert group.controls["nearest"].mean("accuracy_new") == pytest.approx(2 / 3)
     entry = group.entries[0]
     assert entry.statistics["accuracy_new"].mean == pytest.approx(2 / 3)
     assert (entry.statistics["accuracy_new"].n, entry.statistics["accuracy"].n) == (3, 4)

@@ -102,11 +102,11 @@ def test_seeds_are_averaged_by_patient_and_the_neighbour_votes(tmp_path: Path) -
     (group,) = comparison.groups
     (entry,) = group.entries
     assert entry.statistics["accuracy_patients"].n == 4
-    assert group.neighbour is not None
+    assert "nearest" in group.controls
     votes = [[label if i % 3 else 1 for i, label in enumerate(LABELS) if PATIENTS[i] == name] for name in "abcd"]
     most = [max(set(vote), key=lambda label: (vote.count(label), -label)) for vote in votes]
     right = [answer == label for answer, label in zip(most, [0, 1, 0, 3], strict=True)]
-    assert group.neighbour.mean("accuracy_patients") == pytest.approx(np.mean(right))
+    assert group.controls["nearest"].mean("accuracy_patients") == pytest.approx(np.mean(right))
     shown = as_json(comparison)
     assert shown["groups"][0]["entries"][0]["statistics"]["accuracy_patients"]["n"] == 4
 

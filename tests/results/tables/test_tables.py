@@ -151,7 +151,7 @@ def test_csv(comparison: Comparison, tmp_path: Path) -> None:
 
 def test_json(comparison: Comparison, tmp_path: Path) -> None:
     values = json.loads(written(comparison, tmp_path, "comparison.json").read_text(encoding="utf-8"))
-    assert values["schema"] == 2
+    assert values["schema"] == 3
     assert [len(group["runs"]) for group in values["groups"]] == [1, 3, 1]
     seeds, alone = values["groups"][1]["entries"]
     assert seeds["runs"] == ["20250101-120000-unet-bbbbbb", "20250101-120000-unet-cccccc"]

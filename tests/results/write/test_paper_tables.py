@@ -8,6 +8,7 @@ import pytest
 from made_runs import (
     SEGMENTERS,
     classification_run,
+    full_classification_run,
     full_segmentation_run,
     segmentation_run,
     seven_models,
@@ -21,6 +22,7 @@ from hpc_tumor.results.tables.layouts import MOST_ROWS, paper_tables
 from hpc_tumor.results.write.collect import collect_runs
 from hpc_tumor.results.write.files import paper
 from hpc_tumor.table import Table
+from hpc_tumor.vocabulary import CONTROLS
 
 MOST = 125  # characters a row: letters 6 points high in an article
 
@@ -90,6 +92,16 @@ def test_many_entries_make_no_table_longer_than_a_page(tmp_path: Path) -> None:
     assert results.notes[0] == f"Only the best {MOST_ROWS} of 60 entries."
     assert {"net-59", "net-20"} <= {row[0] for row in results.rows}
     assert "net-19" not in {row[0] for row in results.rows}
+
+
+def test_many_classifiers_against_three_controls_fit_a_page(tmp_path: Path) -> None:
+    runs = [full_classification_run(tmp_path, f"r{index}", f"net-{index:02}", images=60) for index in range(12)]
+    (group,) = collect_runs(runs).groups
+    rows = [row[1:3] for row in paper_tables(group)[2].rows]
+    assert len(rows) <= MOST_ROWS
+    best = {entry.name for entry in sorted(group.compared, key=lambda entry: -(entry.score or 0))[:8]}
+    for control in CONTROLS.values():
+        assert {row[0] for row in rows if row[1] == control} == best
 
 
 @pytest.mark.parametrize("entries", [9, 25])

@@ -1,6 +1,6 @@
 """The final test of a run, against scores worked out anew from its weights and its store on another way.
 
-Of classifiers also the nearest neighbour, which needs no network.
+Of classifiers also the controls, which need no network.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from training_runs import (
     train_ranks,
 )
 
+from hpc_tumor.data.audit.controls import control_answers
 from hpc_tumor.data.audit.images import scan_images
 from hpc_tumor.data.audit.memoriser import memorise_images
 from hpc_tumor.data.store.store import Store
@@ -43,6 +44,7 @@ from hpc_tumor.training.scoring.cleaning import COMPONENTS, ENHANCING, Cleaning
 from hpc_tumor.training.scoring.evaluate import fill_up, mean_over_flips
 from hpc_tumor.training.scoring.volumes import Watch
 from hpc_tumor.training.setup import build_state
+from hpc_tumor.vocabulary import CONTROLS
 
 STRUCTURES = {"NCR": [1], "ED": [2], "ET": [3], "WT": [1, 2, 3], "TC": [1, 3]}
 RECIPE = {
@@ -328,7 +330,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory, image_store: Path) -> R
     return run
 
 
-def test_every_image_says_what_a_memoriser_would(classifier: RunDir) -> None:
+def test_every_image_says_what_controls_predict(classifier: RunDir) -> None:
     store, rows = Store.open(classifier.experiment().data.store), rows_of(classifier)
     split = json.loads(classifier.split.read_text())["parts"]
     place = {path: index for index, path in enumerate(store.paths)}
@@ -341,6 +343,10 @@ def test_every_image_says_what_a_memoriser_would(classifier: RunDir) -> None:
         assert row["known"] == str(int(store.group[index] in groups))
         likeness = [float(np.corrcoef(scan.thumbnails[index], scan.thumbnails[other])[0, 1]) for other in known]
         assert row["nearest"] == store.classes[store.label[known[int(np.argmax(likeness))]]]
+    answers = control_answers(store, scan, np.array(test), np.array(known))
+    for name, answer in answers.items():
+        expected = {store.paths[index]: store.classes[number] for index, number in zip(test, answer, strict=True)}
+        assert {row["case"]: row[name] for row in rows} == expected
     assert {row["known"] for row in rows} == {"0", "1"}
     right = np.mean([row["nearest"] == row["label"] for row in rows])
     assert right == pytest.approx(memorise_images(store, scan, np.array(test), np.array(known)).score)
@@ -376,7 +382,7 @@ def test_two_ranks_score_images_as_one(classifier: RunDir, tmp_path: Path) -> No
     assert result_of(shared)["best"] == result_of(alone)["best"]
 
 
-def test_the_neighbour_needs_only_the_images_of_the_parts(
+def test_the_controls_need_only_the_images_of_the_parts(
     tmp_path: Path, image_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An image that the split left out may be damaged: at the end of a run nobody reads it."""
@@ -384,9 +390,10 @@ def test_the_neighbour_needs_only_the_images_of_the_parts(
     parts = build_state(run.experiment(), run, Distributed()).parts
     read, plain = [], parts.store.read_images
     monkeypatch.setattr(parts.store, "read_images", lambda chosen: read.extend(chosen) or plain(chosen))
-    found = testing.nearest_neighbour(parts)
+    found = testing.predict_controls(parts)
     assert sorted(read) == sorted(np.concatenate([parts.split.train, parts.split.val, parts.split.test]).tolist())
-    assert len(found.answer) == len(found.known) == len(parts.split.test)
+    assert found.answers.keys() == CONTROLS.keys()
+    assert all(len(answer) == len(parts.split.test) for answer in (*found.answers.values(), found.known))
 
 
 def test_images_that_can_no_longer_be_read_spoil_no_run(
@@ -395,11 +402,11 @@ def test_images_that_can_no_longer_be_read_spoil_no_run(
     def damaged(*_: object) -> None:
         raise DataError("the image a.jpg is missing or damaged.")
 
-    monkeypatch.setattr(record, "nearest_neighbour", damaged)
+    monkeypatch.setattr(record, "predict_controls", damaged)
     run = new_run(tmp_path, image_store, "cnn", recipe={"epochs": 1})
     assert train_here(run) == "finished"
     assert result_of(run)["best"]["test"]["accuracy"] >= 0
-    assert not {"known", "nearest"} & set(rows_of(run)[0])
+    assert not {"known", *CONTROLS} & set(rows_of(run)[0])
     assert "p_glioma" in rows_of(run)[0]
-    assert run.read_events("nearest neighbour left out")[0]["reason"] == "the image a.jpg is missing or damaged."
-    assert "nearest neighbours of the test images left out" in capfd.readouterr().err
+    assert run.read_events("controls left out")[0]["reason"] == "the image a.jpg is missing or damaged."
+    assert "controls without a network left out" in capfd.readouterr().err
