@@ -7,7 +7,7 @@ from typing import Literal
 
 from hpc_tumor.results.compare.comparison import MOST_TESTED, Group
 from hpc_tumor.results.compare.disagreement import DecidingCase, Disagreement
-from hpc_tumor.results.compare.measures import CASES, UNITS, measure
+from hpc_tumor.results.compare.measures import CASES, measure
 from hpc_tumor.results.compare.paired import Difference, p_value
 from hpc_tumor.vocabulary import CONTROLS, listed, plural, series
 
@@ -37,7 +37,7 @@ def method(group: Group) -> str:
     count = len(group.tests)
     name = {"classification": "McNemar", "segmentation": "Wilcoxon signed-rank"}[group.task]
     many = f" Only the best {MOST_TESTED} of {len(group.alike)} entries." if len(group.alike) > MOST_TESTED else ""
-    return f"{name} test over {UNITS[group.task]}, Holm-corrected over {count} {plural(count, 'test')}.{many}"
+    return f"{name} test over {group.units}, Holm-corrected over {count} {plural(count, 'test')}.{many}"
 
 
 def _best(group: Group) -> Iterator[str]:
@@ -209,7 +209,7 @@ def _control(group: Group, name: str) -> str:
 
 def _how(group: Group) -> str:
     count = sum(map(len, group.control_tests.values()))
-    parts = ["Same test" if group.tests else "McNemar test over duplicate groups"]
+    parts = ["Same test" if group.tests else f"McNemar test over {group.units}"]
     if len(group.alike) < len(group.entries):
         parts.append("each on its own test images")
     if count > 1:

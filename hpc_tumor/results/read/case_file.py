@@ -38,7 +38,10 @@ def read_test_cases(path: Path, task: str) -> TestCases:
         }
         return TestCases(ids, _segmentation(columns), status, identity=key)
     images = _images(columns)
-    return TestCases(ids, _classification(columns, images), {}, _groups(ids, columns.get("group")), images, key)
+    copies, patients = _groups(ids, columns.get("group")), _patients(columns)
+    units = copies if patients is None else _groups(ids, columns["unit"], "unit")
+    values = _classification(columns, images)
+    return TestCases(ids, values, {}, units, images, key, copies=copies, patients=patients)
 
 
 def _columns(text: str) -> dict[str, tuple[str, ...]] | str:
@@ -130,12 +133,17 @@ def _packed(cells: tuple[str, ...]) -> Callable[[], Floats]:
     return lambda: _numbers(text.split("\n"))
 
 
+def _patients(columns: Mapping[str, tuple[str, ...]]) -> NDArray[np.str_] | None:
+    """Return the patient of each image, "" unknown; None in runs of earlier versions."""
+    return np.array(columns["patient"]) if {"patient", "unit"} <= columns.keys() else None
+
+
 @lru_cache(maxsize=64)
-def _groups(ids: tuple[str, ...], cells: tuple[str, ...] | None) -> NDArray[np.str_]:
-    """Return the duplicate group of each image; an image without duplicates is its own group."""
+def _groups(ids: tuple[str, ...], cells: tuple[str, ...] | None, noun: str = "group") -> NDArray[np.str_]:
+    """Return the group or unit of each image; an image without one is its own."""
     groups = cells or [""] * len(ids)
     return np.array([
-        f"case {case}" if group in ("", "-1") else f"group {group}" for case, group in zip(ids, groups, strict=True)
+        f"case {case}" if group in ("", "-1") else f"{noun} {group}" for case, group in zip(ids, groups, strict=True)
     ])  # fmt: skip
 
 

@@ -48,7 +48,10 @@ class TestCases:
         ids: names of the cases.
         values: score → `(n,)`, NaN where a case has no such score.
         status: structure → `(n,)` of ok, missed, false alarm or empty.
-        groups: `(n,)` names of duplicate groups; None without duplicates.
+        groups: `(n,)` names of the units of resampling and tests; None where each case is one. Of images: connected
+            by copies or by a known patient; duplicate groups if patients were not recorded.
+        copies: `(n,)` names of duplicate groups of images.
+        patients: `(n,)` names of the patients of images, "" unknown; None if not recorded.
         identity: hash of the set of cases.
         problem: why there are no cases; None if there are.
     """
@@ -62,6 +65,8 @@ class TestCases:
     images: Images | None = None
     identity: str | None = None
     problem: str | None = None
+    copies: NDArray[np.str_] | None = None
+    patients: NDArray[np.str_] | None = None
 
     @cached_property
     def order(self) -> NDArray[np.intp]:
@@ -72,6 +77,11 @@ class TestCases:
     def units(self) -> NDArray[np.intp]:
         """`(n,)` number of the group of each case, groups sorted by name."""
         return np.arange(self.n) if self.groups is None else _codes(tuple(self.groups.tolist()))
+
+    @property
+    def comparable(self) -> tuple[str | None, bool]:
+        """Key that is equal for cases of equal identity and with the same kind of units."""
+        return self.identity, self.patients is not None
 
     @property
     def n(self) -> int:
@@ -99,6 +109,8 @@ class TestCases:
             values = {"accuracy": right}
             if images.known is not None:
                 values["accuracy_new"] = np.where(images.known, np.nan, right)
+            if self.patients is not None and (self.patients != "").any():
+                values["known_accuracy"] = np.where(self.patients == "", np.nan, right)
             controls[name] = replace(self, values=values)
         return controls
 
@@ -147,8 +159,16 @@ def average_seeds(runs: Sequence[TestCases]) -> TestCases:
         seen = [run.status[name][order] for run, order in zip(runs, orders, strict=True) if name in run.status]
         agreed = np.all([column == seen[0] for column in seen], axis=0)
         status[name] = np.where(agreed, seen[0], _worst(seen))
-    groups = None if first.groups is None else first.groups[orders[0]]
-    return TestCases(ids, values, status, groups, None, first.identity)
+    groups, copies, patients = (None if names is None else names[orders[0]] for names in _names(runs))
+    return TestCases(ids, values, status, groups, None, first.identity, copies=copies, patients=patients)
+
+
+def _names(runs: Sequence[TestCases]) -> tuple[NDArray[np.str_] | None, ...]:
+    """Return groups, copies and patients of the first run; only groups of copies if a run did not record patients."""
+    first = runs[0]
+    if any(run.patients is None for run in runs):
+        return first.copies if first.patients is not None else first.groups, first.copies, None
+    return first.groups, first.copies, first.patients
 
 
 def _mean_of(runs: Sequence[TestCases], name: str) -> Floats:
@@ -177,15 +197,25 @@ def join_folds(folds: Sequence[TestCases]) -> TestCases:
         return TestCases(problem="its folds share test cases")
     names = [name for name in folds[0].values if all(name in fold.values for fold in folds)]
     structures = [name for name in folds[0].status if all(name in fold.status for fold in folds)]
-    groups = [fold.groups for fold in folds]
+    each = [fold if all(other.patients is not None for other in folds) else _without_patients(fold) for fold in folds]
     identity = hashlib.sha256("\n".join(sorted(fold.identity or "" for fold in folds)).encode()).hexdigest()[:16]
     return TestCases(
         ids,
         LazyMapping({name: partial(_beside, folds, name) for name in names}),
         {name: np.concatenate([fold.status[name] for fold in folds]) for name in structures},
-        None
-        if any(group is None for group in groups)
-        else np.concatenate([group for group in groups if group is not None]),
+        _joined([fold.groups for fold in each]),
         None,
         identity,
+        copies=_joined([fold.copies for fold in each]),
+        patients=_joined([fold.patients for fold in each]),
     )
+
+
+def _without_patients(cases: TestCases) -> TestCases:
+    groups, copies, patients = _names([cases, TestCases()])
+    return replace(cases, groups=groups, copies=copies, patients=patients)
+
+
+def _joined(columns: Sequence[NDArray[np.str_] | None]) -> NDArray[np.str_] | None:
+    known = [column for column in columns if column is not None]
+    return np.concatenate(known) if len(known) == len(columns) else None

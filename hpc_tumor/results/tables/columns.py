@@ -113,8 +113,8 @@ def _published(row: Row) -> str:
     return _show_main(row, PUBLISHED[row.model].test) if row.model in PUBLISHED and row.kind == "entry" else ""
 
 
-def _new(row: Row) -> str:
-    return measure(row.task, "accuracy_new").show(row.value("accuracy_new"))
+def _accuracy(row: Row, score: str) -> str:
+    return measure(row.task, score).show(row.value(score))
 
 
 def _hours(row: Row, on_cpus: bool) -> str:
@@ -145,6 +145,7 @@ def _range(values: Sequence[int | None]) -> str:
     return "" if not known else str(known[0]) if len(known) == 1 else f"{known[0]}–{known[-1]}"
 
 
+_DECIDED = "patient_accuracy"
 _OF_STRUCTURES = {f"dice_{structure}" for structure in STRUCTURES}
 _IMPORTANCE = {  # of scores on a narrow terminal, and the family of columns kept or dropped together
     "balanced_accuracy": (25, ""), "auroc": (24, ""), "ece": (22, ""), "confidence": (4, ""),
@@ -157,7 +158,11 @@ COLUMNS = {
     for column in (
         Column("model", "left", key="model", cell=lambda row: row.name),
         Column("model", "left", key="label", cell=lambda row: row.label or row.name),
-        Column("images", key="images", cell=lambda row: _counted(row, row.main)),
+        Column("images", key="images", cell=lambda row: "" if row.kind == "decision" else _counted(row, row.main)),
+        Column("patients", key="decided", cell=lambda row: _counted(row, row.main) if row.kind == "decision" else ""),
+        Column("known: accuracy %", keep=42, key="known", cell=lambda row: _accuracy(row, "known_accuracy")),
+        Column("per patient: accuracy %", keep=52, key="per_patient", cell=lambda row: _accuracy(row, _DECIDED)),
+        Column("per patient: 95 % CI", key="per_patient_interval", cell=lambda row: _interval(row, _DECIDED)),
         Column("patients", key="patients", cell=lambda row: _counted(row, row.main)),
         Column("95 % CI", keep=60, key="interval", cell=lambda row: _interval(row, row.main)),
         Column("± sd", keep=55, key="sd", cell=_deviation),
@@ -167,7 +172,7 @@ COLUMNS = {
             cell=lambda row: quartiles(row.task, row.main, row.statistics.get(row.main)),
         ),
         Column("new images", key="new_images", cell=lambda row: _counted(row, "accuracy_new")),
-        Column("new: accuracy %", keep=40, key="new", cell=_new),
+        Column("new: accuracy %", keep=40, key="new", cell=lambda row: _accuracy(row, "accuracy_new")),
         Column("new: 95 % CI", key="new_interval", cell=lambda row: _interval(row, "accuracy_new")),
         Column("published", keep=50, key="published", cell=_published),
         Column("last", keep=8, key="last", cell=lambda row: _show_main(row, row.last)),

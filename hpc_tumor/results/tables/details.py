@@ -76,6 +76,7 @@ _PARTS = {
         _mean("classification", "f1"),
         _interval("classification", "f1", "F1 95 % CI"),
         _mean("classification", "auroc"),
+        _interval("classification", "auroc", "AUROC 95 % CI"),
     ),
 }
 _ABOUT_PARTS = {
@@ -84,7 +85,7 @@ _ABOUT_PARTS = {
         "Empty: absent and not predicted. Missed: present but not predicted; false alarm: absent but predicted; each by"
         " at least one seed. IQR: first to third quartile over patients.",
     ),
-    "classification": ("Scores of each class", "Intervals: bootstrap over duplicate groups."),
+    "classification": ("Scores of each class", "Intervals: bootstrap over {units}."),
 }
 
 
@@ -92,7 +93,7 @@ def parts_table(group: Group) -> Table:
     """Build the table of every score of every structure or class of each entry."""
     title, note = _ABOUT_PARTS[group.task]
     parts = [part for entry in group.entries for part in _parts(entry)]
-    return fill(title, _PARTS[group.task], parts, (note,), NOTHING)
+    return fill(title, _PARTS[group.task], parts, (note.format(units=group.units),), NOTHING)
 
 
 def _parts(entry: Entry) -> list[Part]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hpc_tumor.results.compare.comparison import Group
 from hpc_tumor.results.compare.conclusions import method
-from hpc_tumor.results.compare.measures import CASES, UNITS, Measure, measure
+from hpc_tumor.results.compare.measures import CASES, Measure, measure
 from hpc_tumor.results.compare.paired import Difference, p_value
 from hpc_tumor.results.compare.ranks import Ranking
 from hpc_tumor.results.compare.statistics import RESAMPLES
@@ -75,15 +75,15 @@ def differences_table(group: Group, shown: Sequence[Pair], keys: Iterable[str] =
 
 def _about_tests(group: Group) -> Iterator[str]:
     images = group.task == "classification"
-    name = method(group) if group.tests else "McNemar test over duplicate groups."
+    name = method(group) if group.tests else f"McNemar test over {group.units}."
     against = [test for of_entries in group.control_tests.values() for test in of_entries.values()]
     if against:
         name += f" Against the controls without a network: Holm-corrected over these {counted(len(against), 'test')}."
     yield f"{name} *: p < 0.05 after correction. Paired by {'image' if images else 'patient'}, means over seeds."
     if images:
         yield (
-            "McNemar: exact if all differences have the same size; otherwise (means over seeds or duplicates) the test"
-            " for clustered pairs (Durkalski 2003)."
+            "McNemar: exact if all differences have the same size; otherwise (means over seeds or a unit's images) the"
+            " test for clustered pairs (Durkalski 2003)."
         )
     yield (
         "Effect size: matched-pairs rank-biserial correlation, −1 to 1; 0: neither is better, 1: the first is better"
@@ -92,8 +92,8 @@ def _about_tests(group: Group) -> Iterator[str]:
     tests: Sequence[Difference] = group.tests or against
     if tests and 0.5 ** (tests[0].n - 1) * len(tests) > SIGNIFICANCE_LEVEL:
         yield (
-            f"With {tests[0].n} {UNITS[group.task]} and {counted(len(tests), 'test')} no difference can be significant:"
-            f" test on more {UNITS[group.task]}, for example with folds."
+            f"With {tests[0].n} {group.units} and {counted(len(tests), 'test')} no difference can be significant:"
+            f" test on more {CASES[group.task]}, for example with folds."
         )
 
 
@@ -117,7 +117,7 @@ def ranks_table(group: Group) -> Table:
     method_note = f"Ranked as in BraTS: on each patient by {names}, then by the mean of these ranks."
     if images:
         method_note = f"Ranked by mean {names} over images."
-    stability = f"Places and intervals: over {RESAMPLES:,} bootstrap resamples of the test {CASES[group.task]}."
+    stability = f"Places and intervals: over {RESAMPLES:,} bootstrap resamples of {group.units}."
     return fill("Ranks and their stability", columns, order, (f"{method_note} {stability}",))
 
 

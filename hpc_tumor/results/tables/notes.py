@@ -6,13 +6,17 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import get_args
 
 from hpc_tumor.results.compare.comparison import Group
-from hpc_tumor.results.compare.measures import CASES, UNITS
+from hpc_tumor.results.compare.measures import CASES, COPIES
 from hpc_tumor.results.compare.published import LEAKS, PUBLISHED
 from hpc_tumor.results.compare.statistics import RESAMPLES
 from hpc_tumor.run_dir import Damage, describe_lost_weights
 from hpc_tumor.vocabulary import counted, listed
 
 FEW = 10  # test cases; below, bootstrap intervals are unreliable
+_KNOWN = {  # by column
+    "known": "known: test images of known patients.",
+    "per_patient": "patient: one decision for each known patient, by the mean probability of its images.",
+}
 _LAST_EPOCH = "last epoch"  # `chosen_by` of runs without a validation part
 
 
@@ -27,11 +31,14 @@ def group_notes(group: Group) -> tuple[str, ...]:
         first += " Train: accuracy in the last epoch; confidence: mean of the largest softmax value."
         if _looked_for_copies(group):
             notes.append("New: test images without an exact or near duplicate in training or validation.")
+        if any(entry.known for entry in group.entries):
+            notes.append(
+                "Known patients: rows of scores on their test images, and of one decision for each of them, by the mean"
+                " probability of its images; its true class is that of most of them. Means over the classes that occur."
+            )
     if _has_intervals(group):
-        without = " None for AUROC and ECE." if group.task == "classification" else ""
-        notes.append(
-            f"95 % CI: percentile bootstrap of the mean over {UNITS[group.task]}, {RESAMPLES:,} resamples.{without}"
-        )
+        without = " None for ECE." if group.task == "classification" else ""
+        notes.append(f"95 % CI: percentile bootstrap of the mean over {group.units}, {RESAMPLES:,} resamples.{without}")
     if over := _spread(group):
         notes.append(f"± sd: standard deviation of the scores over {over} (n − 1); not an interval.")
     return _with_cautions(group, first, notes, LEAKS[group.task])
@@ -48,8 +55,11 @@ def brief_notes(group: Group, left_out: Collection[str] = ()) -> tuple[str, ...]
         )
     elif _looked_for_copies(group) and "new" not in left_out:
         notes.append("new: test images without an exact or near duplicate in training or validation.")
+    if any(entry.known for entry in group.entries):
+        shown = [text for key, text in _KNOWN.items() if key not in left_out]
+        notes += [" ".join(shown)] if shown else []
     over = _spread(group)
-    interval = f"95 % CI: bootstrap over {UNITS[group.task]}, {RESAMPLES:,} resamples." if _has_intervals(group) else ""
+    interval = f"95 % CI: bootstrap over {group.units}, {RESAMPLES:,} resamples." if _has_intervals(group) else ""
     spread = f"± sd: over {over} (n − 1)." if over else ""
     notes += [" ".join(filter(None, (interval, spread)))] if interval or spread else []
     if any(run.device == "cpu" for run in group.runs) and "gpus" not in left_out:
@@ -128,6 +138,11 @@ def _unequal(group: Group) -> Iterator[str]:
     if group.split_leaks:
         yield "This split leaks: test cases have near copies in the training part, so all scores are too high."
     tested = {entry.cases.identity for entry in group.entries if entry.cases.identity}
+    if earlier := group.without_patients:
+        every = len(earlier) == len(group.entries)
+        who = "These runs are" if every else f"{listed([entry.name for entry in earlier])}: runs"
+        apart = "" if every or len(tested) > 1 else ", and not compared with the others"
+        yield f"{who} of a version that did not record patients: intervals and tests are over {COPIES}{apart}."
     if len(tested) > 1:
         yield (
             f"These runs were tested on {len(tested)} different sets of cases, so their scores are not all comparable;"

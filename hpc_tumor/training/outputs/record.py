@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from hpc_tumor.console import log
 from hpc_tumor.data.feed.samples import SlicePart
+from hpc_tumor.data.splits.units import image_patients
 from hpc_tumor.errors import DataError
 from hpc_tumor.models import count_parameters
 from hpc_tumor.run_dir import Damage
@@ -234,19 +235,20 @@ def _write_cases(state: TrainingState, best: Evaluation, controls: Controls | No
 def _image_rows(
     state: TrainingState, probabilities: Any, positions: list[int], controls: Controls | None
 ) -> list[dict[str, object]]:
-    part, classes = state.parts.test.part, state.spec.classes or []
+    part, classes, store = state.parts.test.part, state.spec.classes or [], state.parts.store
     assert not isinstance(part, SlicePart)
+    patients, units = store.patients, image_patients(store)
     rows: list[dict[str, object]] = []
     for position in positions:
         row, label = probabilities[position], int(part.classes[position])  # type: ignore[attr-defined]
-        predicted, known = int(row.argmax()), {}
+        predicted, known, image = int(row.argmax()), {}, int(part.indices[position])  # type: ignore[attr-defined]
         if controls is not None:
             answers = {name: classes[answer[position]] for name, answer in controls.answers.items()}
             known = {"known": int(controls.known[position]), **answers}
         rows.append({
             "case": state.parts.test_names[position], "label": classes[label], "prediction": classes[predicted],
             "correct": int(predicted == label), "confidence": float(row.max()),
-            "group": int(state.parts.store.group[part.indices[position]]),  # type: ignore[attr-defined]
+            "group": int(store.group[image]), "unit": int(units[image]), "patient": patients[image],
             **known,
             **{f"p_{name}": float(probability) for name, probability in zip(classes, row, strict=True)},
         })  # fmt: skip
