@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from hpc_tumor.cli.options import (
     Account,
@@ -27,9 +27,14 @@ from hpc_tumor.console import out
 from hpc_tumor.errors import UsageError
 from hpc_tumor.vocabulary import plural
 
+if TYPE_CHECKING:
+    from hpc_tumor.config import Experiment
+    from hpc_tumor.data.splits.split_file import Split
+    from hpc_tumor.data.store.store import Store
+
 Source = Annotated[Path, argument("SOURCE", "Folder with the raw scans.")]
 StoreToWrite = Annotated[Path, argument("STORE", "Zarr store to create or update.")]
-Dataset = Annotated[str, option("--dataset", value="KIND", text="Dataset: auto, brats, brats-h5 or brain-mri.")]
+Dataset = Annotated[str, option("--dataset", value="KIND", text="Dataset: auto, brats, brats-h5, brain-mri or cheng.")]
 Workers = Annotated[
     int | None, option("--workers", value="N", text="Processes, or array tasks with --cluster; default: one per CPU.")
 ]
@@ -89,7 +94,7 @@ def prepare_data(
     out.result(asdict(summary), show=lambda: out.pairs(summary_lines(summary)))
     if summary.failed:
         raise failed_cases_error(summary)
-    model = "cnn" if summary.dataset == "brain-mri" else "unet"
+    model = "unet" if summary.dataset in ("brats", "brats-h5") else "cnn"
     out.hints(
         "Next:", [(f"hpc-tumor submit --model {model} --data {shlex.quote(str(store))}", "train a network on it")]
     )
@@ -99,6 +104,12 @@ def split(
     store: StoreToRead,
     settings: SplitSettings = None,
     output: Annotated[Path | None, option("--output", "-o", value="FILE", text="JSON file to write.")] = None,
+    folds_from: Annotated[
+        Path | None, option("--folds-from", value="FILE", text="cvind.mat of the Cheng set: test on its folds.")
+    ] = None,
+    as_published: Annotated[
+        bool, flag("--as-published", text="Keep the folds of --folds-from, although they part some patients.")
+    ] = False,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -109,6 +120,8 @@ def split(
     hpc-tumor split brats.zarr --set fold=0 --output fold-0.json
 
     hpc-tumor split brats.zarr --set split_file=mine.csv
+
+    hpc-tumor split cheng.zarr --folds-from cheng/cvind.mat --set fold=0 --output fold-0.json
     """
     from hpc_tumor.cli.views.conversion import split_summary, split_table
     from hpc_tumor.data.splits.split_file import write_split
@@ -119,8 +132,14 @@ def split(
 
     if output is not None and output.suffix != ".json":
         raise UsageError(f"--output {output}: splits are written as JSON; name a file that ends in .json.")
+    if as_published and folds_from is None:
+        raise UsageError("--as-published keeps the folds of a file: name it with --folds-from.")
     opened = Store.open(store)
-    parts = split_of(experiment_for(opened, settings or []), opened)
+    experiment = experiment_for(opened, settings or [])
+    if folds_from is None:
+        parts = split_of(experiment, opened)
+    else:
+        parts = _from_folds(opened, experiment, folds_from, as_published)
     if output is not None:
         with folder_to_write(output.parent, "the split"):
             write_split(output, parts, opened)
@@ -129,6 +148,26 @@ def split(
         model = "cnn" if opened.task == "classification" else "unet"
         command = ["hpc-tumor", "submit", "--model", model, "--data", str(store), "--set", f"split_file={output}"]
         out.hints("Next:", [(shlex.join(command), "train with it")])
+
+
+def _from_folds(store: Store, experiment: Experiment, file: Path, as_published: bool) -> Split:
+    from hpc_tumor.data.raw.cheng import FOLDS, read_folds
+    from hpc_tumor.data.splits.published_folds import split_by_folds
+
+    data = experiment.data
+    if data.fold is None:
+        raise UsageError(f"--folds-from {file}: choose the fold to test on, from --set fold=0 to fold=4.")
+    if data.folds != FOLDS:
+        raise UsageError(f"--folds-from {file} has {FOLDS} folds: leave out --set folds.")
+    if data.split is not None or data.split_file is not None:
+        raise UsageError(f"--folds-from {file} is itself a split: leave out --set split and split_file.")
+    parts, notes = split_by_folds(
+        store, read_folds(file), data.fold, seed=data.split_seed, val_fraction=data.val_fraction,
+        as_published=as_published,
+    )  # fmt: skip
+    for note in notes:
+        out.warning(note)
+    return parts
 
 
 def patients(
@@ -144,7 +183,7 @@ def patients(
 
     Example: hpc-tumor patients brain-mri.zarr --csv patients.csv
     """
-    from hpc_tumor.cli.views.patients import patient_rows, patients_table, write_patients_csv
+    from hpc_tumor.cli.views.patients import patient_rows, patients_summary, patients_table, write_patients_csv
     from hpc_tumor.data.convert.update import bring_up_to_date
     from hpc_tumor.data.store.store import Store
     from hpc_tumor.system.atomic import folder_to_write
@@ -156,8 +195,7 @@ def patients(
     if csv is not None:
         with folder_to_write(csv.parent, "the patients"):
             write_patients_csv(csv, rows)
-    about = {"store": store, "fingerprint": opened.fingerprint, "patients": rows}
-    out.result(about, show=lambda: out.table(patients_table(opened, rows)))
+    out.result(patients_summary(opened, rows), show=lambda: out.table(patients_table(opened, rows)))
     if csv is not None:
         out.note(f"written: {csv}")
     else:
@@ -166,7 +204,7 @@ def patients(
 
 def phantom(
     directory: Annotated[Path, argument("DIR", "New folder to write to.")],
-    dataset: Annotated[str, option("--dataset", value="KIND", text="Dataset to imitate: brats or brain-mri.")],
+    dataset: Annotated[str, option("--dataset", value="KIND", text="Dataset to imitate: brats, brain-mri or cheng.")],
     cases: Annotated[int, option("--cases", min=1, value="N", text="Number of patients or images.")],
     seed: Annotated[int, option("--seed", min=0, value="N", text="Random seed.")] = 0,
     shape: Annotated[

@@ -24,7 +24,7 @@ class Case:
     """One patient or one image as listed, not yet read.
 
     Attributes:
-        files: by role: a modality or "label" for BraTS, "image" for Brain MRI. May be incomplete; reading then raises.
+        files: by role: a modality or "label" for BraTS, "image" for images. May be incomplete; reading then raises.
         folder: path that errors about the whole case name.
         meta: facts derived from file and folder names.
     """
@@ -52,7 +52,8 @@ class CaseData:
 
     Attributes:
         image: `(C, Z, Y, X)` in the source's type, or `(H, W)` uint8 for an image.
-        label: `(Z, Y, X)` uint8 with 0 background, 1 NCR/NET, 2 ED, 3 ET, 4 resection cavity; None for an image.
+        label: `(Z, Y, X)` uint8 with 0 background, 1 NCR/NET, 2 ED, 3 ET, 4 resection cavity; for an image its mask
+            `(H, W)`, 1 in the tumour, or None without one.
         spacing: voxel size along z, y, x in mm.
         affine: `(4, 4)`, from voxel (x, y, z) of `image` to mm in scanner space (RAS+).
         header: NIfTI header of the first modality's file.
@@ -118,7 +119,7 @@ class CaseReader(Protocol):
 
     @property
     def name(self) -> str:
-        """Dataset name: brats, brats-h5 or brain-mri."""
+        """Dataset name: brats, brats-h5, brain-mri or cheng."""
 
     @property
     def task(self) -> str:

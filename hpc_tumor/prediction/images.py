@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,7 +16,9 @@ from hpc_tumor.console import Progress
 from hpc_tumor.data.case import Case, SourceFile
 from hpc_tumor.data.feed.samples import unit_images
 from hpc_tumor.data.feed.transfer import on_device
+from hpc_tumor.data.patients.recognise import recognise
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader, class_of
+from hpc_tumor.data.raw.cheng import ChengReader, is_slice
 from hpc_tumor.data.splits.near_duplicates import SIDE
 from hpc_tumor.errors import DataError
 from hpc_tumor.prediction.known import CaseMatcher, is_known, match_columns, name_match_notes
@@ -38,12 +40,17 @@ class Picture:
     Attributes:
         pixels: `(256, 256)` uint8: grey, cropped to the head and resized as in a store.
         digest: SHA-256 of its decoded pixels, in hexadecimal.
-        thumbnail: `(32, 32)` uint8 of the whole picture.
+        thumbnail: `(32, 32)` uint8 of the whole picture; `head` the same of the head.
+        label: class that the file names, or the nearest folder around it; None if neither does.
+        patient: that the file names; None if it does not.
     """
 
     pixels: Pixels
     digest: str
     thumbnail: Pixels
+    head: Pixels
+    label: str | None
+    patient: str | None
 
 
 @dataclass
@@ -89,15 +96,16 @@ def predict_images(
     with output_folder(output, [PREDICTIONS], options.overwrite):
         network = trained()
         done = 0
-        fingerprints: list[tuple[str, Pixels, str]] = []
+        read: list[tuple[SourceFile, Picture]] = []
         for batch, pictures in _read_ahead(files, options.batch_size or network.batch_size):
-            fingerprints += _classify(network, batch, pictures, results)
+            read += _classify(network, batch, pictures, results)
             done += len(batch)
             progress(done, len(files))
         if not results.rows:
             more = f" The other {len(files) - 1} images could not be read either." if len(files) > 1 else ""
             raise DataError(f"{results.failed[0][1]}{more}")
-        _mark_known(results, fingerprints, known)
+        _name_patients(results, [picture for _, picture in read])
+        _mark_known(results, read, known)
         if not results.labelled:
             results.rows = [{k: v for k, v in row.items() if k not in ("label", "correct")} for row in results.rows]
         write_table(output / PREDICTIONS, results.rows)
@@ -105,12 +113,16 @@ def predict_images(
 
 
 def read_picture(file: SourceFile) -> Picture:
-    """Read an image as for a store; raise DataError if it cannot be read."""
-    reader = BrainMRIReader()
-    case = Case(printable(file.relative), {"image": file}, file.path, {"class": None, "part": None})
+    """Read an image, or a slice of the Cheng set, as for a store; raise DataError if it cannot be read."""
+    reader = ChengReader() if is_slice(file) else BrainMRIReader()
+    case = Case(printable(file.relative), {"image": file}, file.path, {"class": _class_of(file), "part": None})
     image = reader.read_case(case)
-    thumbnail = np.frombuffer(bytes.fromhex(image.meta["thumbnail"]), np.uint8).reshape(SIDE, SIDE)
-    return Picture(np.asarray(image.image), image.meta["sha256"], thumbnail)
+    thumbnail, head = (
+        np.frombuffer(bytes.fromhex(image.meta[name]), np.uint8).reshape(SIDE, SIDE) for name in ("thumbnail", "head")
+    )
+    return Picture(
+        np.asarray(image.image), image.meta["sha256"], thumbnail, head, image.meta["class"], image.meta.get("patient")
+    )
 
 
 @torch.inference_mode()
@@ -125,8 +137,8 @@ def class_probabilities(trained: Trained, pixels: Sequence[Pixels]) -> NDArray[n
 
 def _classify(
     trained: Trained, files: Sequence[SourceFile], read: Sequence[Picture | DataError], results: ImageResults
-) -> list[tuple[str, Pixels, str]]:
-    """Add the rows of the readable images; return the digest, thumbnail and absolute path of each."""
+) -> list[tuple[SourceFile, Picture]]:
+    """Add the rows of the readable images; return these images without their pixels."""
     readable: list[tuple[SourceFile, Picture]] = []
     for file, picture in zip(files, read, strict=True):
         if isinstance(picture, DataError):
@@ -136,15 +148,24 @@ def _classify(
     if readable:
         probabilities = class_probabilities(trained, [picture.pixels for _, picture in readable])
         results.rows += [
-            _row(file, row, trained.facts.classes) for (file, _), row in zip(readable, probabilities, strict=True)
+            _row(file, picture.label, row, trained.facts.classes)
+            for (file, picture), row in zip(readable, probabilities, strict=True)
         ]
-    return [(picture.digest, picture.thumbnail, printable(str(file.path.absolute()))) for file, picture in readable]
+    return [(file, replace(picture, pixels=np.empty((0, 0), np.uint8))) for file, picture in readable]
 
 
-def _mark_known(results: ImageResults, fingerprints: Sequence[tuple[str, Pixels, str]], known: CaseMatcher) -> None:
+def _name_patients(results: ImageResults, pictures: Sequence[Picture]) -> None:
+    """Add the patient to each row: that of the file, or of the recognised slice of the Cheng set; "" if unknown."""
+    found = recognise(np.stack([p.thumbnail for p in pictures]), np.stack([p.head for p in pictures])).patients
+    for row, picture, recognised in zip(results.rows, pictures, found, strict=True):
+        row["patient"] = recognised if picture.patient is None else picture.patient
+
+
+def _mark_known(results: ImageResults, read: Sequence[tuple[SourceFile, Picture]], known: CaseMatcher) -> None:
     """Add to each row whether the run trained or validated on its image."""
     paths = [str(row["path"]) for row in results.rows]
-    digests, thumbnails, absolute_paths = zip(*fingerprints, strict=True)
+    digests, thumbnails = [picture.digest for _, picture in read], [picture.thumbnail for _, picture in read]
+    absolute_paths = [printable(str(file.path.absolute())) for file, _ in read]
     matches = known.find_images(paths, digests, np.stack(thumbnails), absolute_paths)
     results.rows = [{**row, **match_columns(match)} for row, match in zip(results.rows, matches, strict=True)]
     if known.told_by == "content":
@@ -154,8 +175,10 @@ def _mark_known(results: ImageResults, fingerprints: Sequence[tuple[str, Pixels,
         results.notes.append(f"blank images, predictions are meaningless: {listed(blank)}")
 
 
-def _row(file: SourceFile, probabilities: NDArray[np.float64], classes: Sequence[str]) -> dict[str, Any]:
-    label, predicted = _class_of(file), classes[int(probabilities.argmax())]
+def _row(
+    file: SourceFile, label: str | None, probabilities: NDArray[np.float64], classes: Sequence[str]
+) -> dict[str, Any]:
+    predicted = classes[int(probabilities.argmax())]
     known = label in classes
     return {
         "path": printable(file.relative), "label": label if known else "", "prediction": predicted,

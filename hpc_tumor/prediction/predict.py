@@ -14,6 +14,8 @@ from hpc_tumor.console import Progress
 from hpc_tumor.data.case import Listing, SourceFile, walk
 from hpc_tumor.data.raw.brain_mri import IMAGE_SUFFIXES
 from hpc_tumor.data.raw.brats import WANTED, all_patients
+from hpc_tumor.data.raw.cheng import WANTED as CHENG
+from hpc_tumor.data.raw.cheng import is_folds, is_slice
 from hpc_tumor.data.raw.leftovers import find_leftovers, no_cases_error, require_cases
 from hpc_tumor.errors import DataError, HpcTumorError, UsageError
 from hpc_tumor.prediction.options import Options
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from hpc_tumor.prediction.trained import Facts, Trained
 
 _VOLUMES = (".nii", ".nii.gz")
-_EXPECTED_IMAGES = f"images ({', '.join(IMAGE_SUFFIXES)})"
+_EXPECTED_IMAGES = f"images ({', '.join(IMAGE_SUFFIXES)}) or {CHENG}"
 Bar = Callable[[str, str], AbstractContextManager[Progress]]
 
 
@@ -147,7 +149,8 @@ def _classify(
         raise no_cases_error(listing, _EXPECTED_IMAGES)
     with bar("predicting", "images") as progress:
         results = predict_images(trained, files, output, options, known, progress)
-    rest = find_leftovers(listing, {file.relative for file in files}, "classification")
+    folds = [file for file in listing.entries if is_folds(file)]
+    rest = find_leftovers(listing, {file.relative for file in (*files, *folds)}, "classification")
     return {
         "rows": results.rows, "failed": [*results.failed, *rest.refused],
         "notes": [*results.notes, *(f"not used: {note}" for note in rest.notes)],
@@ -180,7 +183,7 @@ def _list(source: Path, kind: str, task: str) -> Listing:
 
 
 def _images(listing: Listing) -> list[SourceFile]:
-    return [file for file in listing.entries if file.suffix in IMAGE_SUFFIXES]
+    return [file for file in listing.entries if file.suffix in IMAGE_SUFFIXES or is_slice(file)]
 
 
 def _name(listing: Listing) -> str:

@@ -22,12 +22,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from earlier_stores import make_schema_1
 from raw_samples import tree
 
 import hpc_tumor
 from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader
 from hpc_tumor.data.raw.brats import BraTSReader
+from hpc_tumor.data.raw.cheng import ChengReader
 from hpc_tumor.errors import DataError
 
 CALLS = ("rename", "replace", "mkdir", "rmdir", "unlink", "fsync", "ftruncate")
@@ -116,7 +118,7 @@ def in_child(action: Callable[[], object]) -> int:
 
 
 def main(kind: str, which: str, source: Path, changed: Path, folder: Path, plans: list[tuple[str, str]]) -> None:
-    reader = BrainMRIReader(size=32) if kind == "images" else BraTSReader()
+    reader = {"images": BrainMRIReader(size=32), "masks": ChengReader(size=32), "patients": BraTSReader()}[kind]
     fresh, old, store, kinds = (folder / name for name in ("fresh", "old", "store", "kinds"))
 
     def convert(store: Path, source: Path, overwrite: bool = False, before: Callable[[], None] = lambda: None) -> None:
@@ -127,6 +129,8 @@ def main(kind: str, which: str, source: Path, changed: Path, folder: Path, plans
         shutil.rmtree(store, ignore_errors=True)
         if how != "new":
             shutil.copytree(old, store)
+        if how == "earlier":
+            make_schema_1(store)
 
     assert in_child(partial(convert, old, source)) == 0
     ended = 0

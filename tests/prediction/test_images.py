@@ -12,8 +12,11 @@ from PIL import Image
 
 from hpc_tumor import cli
 from hpc_tumor.data.case import walk
+from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.feed.loader import BatchLoader
 from hpc_tumor.data.feed.samples import ImagePart
+from hpc_tumor.data.phantom.dataset import make_phantom
+from hpc_tumor.data.raw.cheng import ChengReader
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.prediction.images import read_picture
 from hpc_tumor.prediction.trained import load_trained
@@ -96,8 +99,8 @@ def test_images_whose_class_nobody_says(
     rows = rows_of(tmp_path / "out" / "predictions.csv")
     assert [row["path"] for row in rows] == ["deep/0.JPG", "deep/1.JPG", "deep/2.JPG"]
     assert list(rows[0]) == [
-        "path", "prediction", "confidence", "p_glioma", "p_meningioma", "p_notumor", "p_pituitary", "known",
-        "known_as", "known_by",
+        "path", "prediction", "confidence", "p_glioma", "p_meningioma", "p_notumor", "p_pituitary", "patient",
+        "known", "known_as", "known_by",
     ]  # fmt: skip
     assert sum(float(rows[0][name]) for name in rows[0] if name.startswith("p_")) == pytest.approx(1)
 
@@ -197,3 +200,26 @@ def test_data_beside_images_is_named(
     notes = json.loads(capsys.readouterr().out)["notes"]
     assert any(note.startswith("not used: 1 DICOM file, such as scan.dcm") for note in notes)
     assert any(note.startswith("not used: 1 archive not unpacked: more.zip") for note in notes)
+
+
+def test_slices_of_the_cheng_set(cnn_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Read as for a store, with the class and patient of the file; damaged ones are named, folds are not used."""
+    raw = tmp_path / "raw"
+    make_phantom(raw, "cheng", 7, seed=2)
+    prepare_dataset(ChengReader(), raw, tmp_path / "s.zarr", workers=1)
+    store = Store.open(tmp_path / "s.zarr")
+    files = {file.relative: file for file in walk(raw).files}
+    for path, pixels in zip(store.paths, store.read_images(range(7)).result(), strict=True):
+        np.testing.assert_array_equal(read_picture(files[path]).pixels, pixels)
+    assert predict(cnn_run, raw, tmp_path / "all") == 0
+    rows = rows_of(tmp_path / "all" / "predictions.csv")
+    assert [(row["path"], row["patient"]) for row in rows] == list(zip(store.paths, store.patients, strict=True))
+    assert [row["label"] for row in rows] == [store.classes[label] for label in store.label]
+    captured = capsys.readouterr()
+    assert "of the 7 images" in captured.out
+    assert "cvind" not in captured.err
+    (raw / store.paths[0]).write_bytes(b"MATLAB 7.3 MAT-file".ljust(600))
+    assert predict(cnn_run, raw, tmp_path / "six") == 3
+    assert f"{store.paths[0]} is not a valid HDF5 file" in capsys.readouterr().err
+    assert predict(cnn_run, raw / store.paths[1], tmp_path / "one") == 0
+    assert len(rows_of(tmp_path / "one" / "predictions.csv")) == 1

@@ -53,7 +53,7 @@ def source_lines(report: SourceReport) -> list[str]:
 
 def summary_lines(summary: PrepareSummary) -> list[tuple[str, str]]:
     """Return lines on a conversion and the contents of the store."""
-    images = summary.dataset == "brain-mri"
+    images = bool(summary.parts)
     counts = [("converted", summary.converted), ("unchanged", summary.kept), ("removed", summary.removed)]
     changes = ", ".join(f"{count:,} {change}" for change, count in counts if count)
     classes = ", ".join(f"{name} {count:,}" for name, count in summary.classes.items())
@@ -68,6 +68,8 @@ def summary_lines(summary: PrepareSummary) -> list[tuple[str, str]]:
         near = counted(summary.near_duplicates, "near-duplicate")
         duplicates = f"{counted(summary.duplicates, 'exact duplicate')}, {near}"
         lines.append(("duplicates", f"{duplicates}{leaking if summary.leaking else ''}"))
+        known = f"{summary.known:,} of {counted(summary.cases, 'image')} show {counted(summary.patients, 'patient')}"
+        lines.append(("patients", f"{known} of the Cheng set" if summary.known else "unknown"))
     else:
         lines.append(("slices", f"{summary.slices:,}"))
         lines.append(("labels", f"{classes} (slices)"))

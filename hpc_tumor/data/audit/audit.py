@@ -17,7 +17,7 @@ from hpc_tumor.data.audit.shortcuts import Shortcut, find_shortcuts
 from hpc_tumor.data.audit.volumes import VolumeFacts, volume_facts
 from hpc_tumor.data.splits.splits import split_of
 from hpc_tumor.data.splits.units import doubtful_joins, patient_numbers
-from hpc_tumor.data.store.store import SCHEMAS, Store
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
 
 Progress = Callable[[int, int], None]
@@ -71,6 +71,6 @@ def audit_store(store: Store, experiment: Experiment, progress: Progress | None 
         facts, duplicates, shortcuts = image_facts(store, scan), image_duplicates(store), find_shortcuts(store, scan)
         splits = audit_splits(experiment, store, None, scan)
     return Audit(
-        str(store.path), store.dataset, store.task, SCHEMAS[store.task], store.fingerprint, len(store), facts,
+        str(store.path), store.dataset, store.task, store.about["schema"], store.fingerprint, len(store), facts,
         duplicates, splits, shortcuts, tuple(doubtful_joins(store)) if store.task == "segmentation" else (),
     )  # fmt: skip

@@ -59,6 +59,7 @@ def convert_unit(unit: Unit, begin: Callable[[str], None] = lambda case: None) -
     rows: list[Row] = []
     failed: list[tuple[str, str]] = []
     chunks: list[bytes] = []
+    masks: list[bytes] = []
     uncertain = False
     for case in unit.cases:
         begin(case.id)
@@ -68,7 +69,10 @@ def convert_unit(unit: Unit, begin: Callable[[str], None] = lambda case: None) -
                 rows.append(_write_volume(unit, case, data))
             else:
                 chunks.append(pack_chunk(data.image, IMAGE_COMPRESSION))
+                masks.append(b"" if data.label is None else pack_chunk(data.label, IMAGE_COMPRESSION))
                 rows.append({"case": case.id, "signature": case.signature, "bytes": case.bytes, **data.meta})
+                if data.label is not None:
+                    rows[-1]["mask"] = hashlib.sha256(data.label.tobytes()).hexdigest()
         except DataError as error:
             failed.append((case.id, str(error)))
             uncertain |= isinstance(error, UncertainLabels)
@@ -78,19 +82,23 @@ def convert_unit(unit: Unit, begin: Callable[[str], None] = lambda case: None) -
             raise disk_error(error, case.id, unit.staged.parents[1]) from error
     if chunks:
         try:
-            write_file(unit.staged, pack_images(rows, chunks))
+            write_file(unit.staged, pack_images(rows, chunks, masks))
         except OSError as error:
             raise disk_error(error, f"images from {unit.cases[0].id} on", unit.staged.parents[1]) from error
     return UnitResult(unit, rows, failed, uncertain)
 
 
-def pack_images(rows: Sequence[Row], chunks: Sequence[bytes]) -> bytes:
-    """Pack converted images as one file: their rows, and their chunks for a shard of the store."""
-    head = json.dumps({"rows": list(rows), "sizes": [len(chunk) for chunk in chunks]}).encode()
-    return b"".join([len(head).to_bytes(8, "little"), head, checksum(head), *chunks])
+def pack_images(rows: Sequence[Row], chunks: Sequence[bytes], masks: Sequence[bytes]) -> bytes:
+    """Pack converted images as one file: their rows, and the chunks of images and masks for shards of the store.
+
+    The chunk of an image without a mask is empty.
+    """
+    sizes = [len(chunk) for chunk in (*chunks, *masks)]
+    head = json.dumps({"rows": list(rows), "sizes": sizes}).encode()
+    return b"".join([len(head).to_bytes(8, "little"), head, checksum(head), *chunks, *masks])
 
 
-def unpack_images(path: Path) -> tuple[list[Row], list[bytes]]:
+def unpack_images(path: Path) -> tuple[list[Row], list[bytes], list[bytes]]:
     """Reverse `pack_images`. Raises ValueError if the file is damaged, OSError if it cannot be read."""
     data = memoryview(path.read_bytes())
     end = 8 + int.from_bytes(data[:8], "little")
@@ -101,9 +109,10 @@ def unpack_images(path: Path) -> tuple[list[Row], list[bytes]]:
     for size in head["sizes"]:
         chunks.append(bytes(data[end : end + size]))
         end += size
-    if not all(is_sound(chunk) for chunk in chunks):
+    count = len(head["rows"])
+    if not all(is_sound(chunk) for chunk in (*chunks[:count], *filter(None, chunks[count:]))):
         raise ValueError(f"{path} is damaged")
-    return head["rows"], chunks
+    return head["rows"], chunks[:count], chunks[count:] or [b""] * count  # earlier versions wrote no masks
 
 
 def _write_volume(unit: Unit, case: Case, data: CaseData) -> Row:

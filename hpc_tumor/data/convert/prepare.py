@@ -22,6 +22,7 @@ from hpc_tumor.data.convert.workers import convert_locally, default_workers
 from hpc_tumor.data.convert.writers import Writer, make_writer
 from hpc_tumor.data.editions import EDITIONS, edition_of
 from hpc_tumor.data.raw.brain_mri import refuse_one_class
+from hpc_tumor.data.raw.cheng import differences_from_published
 from hpc_tumor.data.raw.clinical import Clinical, clinical_counts, read_clinical
 from hpc_tumor.data.raw.leftovers import none_usable_error
 from hpc_tumor.data.raw.sources import SourceReport, inspect_listing
@@ -48,6 +49,7 @@ class PrepareSummary:
         duplicates: images with the same pixels as an earlier one by path.
         near_duplicates: further images that nearly repeat an earlier one.
         leaking: published test images with a duplicate or near copy among the published training images.
+        known: images of known patients; `patients`: number of these patients.
         clinical: number of cases with known grade, survival, age, resection, and of patients last seen alive; empty for
             Brain MRI.
         not_taken: number of files in the source that belong to no case, by kind.
@@ -68,6 +70,8 @@ class PrepareSummary:
     duplicates: int
     near_duplicates: int
     leaking: int
+    known: int
+    patients: int
     bytes_before: int
     bytes_after: int
     seconds: float
@@ -117,7 +121,7 @@ def prepare_dataset(
     report = report or inspect_listing(walk(source), reader)
     if strict and report.failed:
         raise DataError(f"{report.failed[0][1]} Stopped because of --strict.")
-    updated = bring_up_to_date(store)
+    updated = None if overwrite else bring_up_to_date(store)
     with open_target(store, identity_of(reader.name, reader.task, reader.options), overwrite=overwrite) as target:
         try:
             plan = _plan(target, report, workers or default_workers(), prune=overwrite or prune)
@@ -272,6 +276,7 @@ def _summary(
     parts: Counter[str] = Counter()
     clinical: dict[str, int] = {}
     duplicates = near = leaking = 0
+    patients: list[str] = []
     if store.task == "segmentation":
         notes += assumptions(list(rows.values()))
         slices = int(store.shapes[:, 0].sum())
@@ -287,16 +292,17 @@ def _summary(
         parts.update(store.part.tolist())
         duplicates = slices - len(np.unique(store.identical))
         near = slices - len(np.unique(store.group)) - duplicates
-        notes += disagreements(store)
+        notes += [*differences_from_published(list(rows.values())), *disagreements(store)]
         test = store.part == "test"
         leaking = int(np.isin(store.group[test], store.group[~test]).sum())
+        patients = list(filter(None, store.patients))
     after = sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file())
     size = sum(int(row["bytes"]) for row in rows.values())
     stored = sorted({case for case, _ in failed} & rows.keys())
     return PrepareSummary(
         store.dataset, store.path, len(store), len(store) - plan.kept, plan.kept, len(plan.before - rows.keys()),
-        failed, slices, classes, dict(parts), duplicates, near, leaking, size, after, seconds, store.fingerprint,
-        clinical, report.not_taken, stored, notes,
+        failed, slices, classes, dict(parts), duplicates, near, leaking, len(patients), len(set(patients)), size, after,
+        seconds, store.fingerprint, clinical, report.not_taken, stored, notes,
     )  # fmt: skip
 
 

@@ -73,9 +73,9 @@ class Target:
         """Remove `path` from the store in one rename; its files are deleted with the staging folder."""
         path.rename(self.staging / f"old-{uuid.uuid4().hex[:8]}")
 
-    def finish(self, about: dict[str, Any]) -> None:
-        """Mark the store as complete."""
-        self._write({**self.identity, "complete": True, **about})
+    def finish(self, about: dict[str, Any], ome: dict[str, Any] | None = None) -> None:
+        """Mark the store as complete; `ome` is the attribute of a store that is itself an OME-Zarr image."""
+        self._write({**self.identity, "complete": True, **about}, ome)
 
     def remains(self) -> str:
         """Describe what a failed conversion leaves, and how to continue."""
@@ -83,9 +83,9 @@ class Target:
             return "No store was created: run the same command again."
         return "Committed cases are kept: run the same command again to continue."
 
-    def _write(self, about: dict[str, Any]) -> None:
+    def _write(self, about: dict[str, Any], ome: dict[str, Any] | None = None) -> None:
         staged = self.staging / f"about-{uuid.uuid4().hex[:8]}"
-        write_file(staged, group_json({"hpc_tumor": about}))
+        write_file(staged, group_json({"hpc_tumor": about} if ome is None else {"ome": ome, "hpc_tumor": about}))
         staged.replace(self.path / GROUP_FILE)
 
 

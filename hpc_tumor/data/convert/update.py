@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import shutil
+import os
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from hpc_tumor.data.convert.target import disk_error, identity_of, locked, make_staging
 from hpc_tumor.data.convert.writers import image_fingerprint, write_patients
-from hpc_tumor.data.raw.brain_mri import BrainMRIReader, head_thumbnail
+from hpc_tumor.data.patients.recognise import recognise
+from hpc_tumor.data.raw.brain_mri import head_thumbnail
+from hpc_tumor.data.splits.near_duplicates import MEASURE
 from hpc_tumor.data.store.nodes import GROUP_FILE, group_json, read_attributes, write_file
 from hpc_tumor.data.store.store import SINCE_2, Store, read_about
+from hpc_tumor.errors import DataError, StoreError
 
 _IMAGES = 256  # read at once
+_GROUPS = "index/group"  # copies by the frame alone; schema 2 has another name for its own
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class Update:
         return (
             f"the store was brought up to date: {self.known:,} of {self.images:,} images are of known patients, and"
             f" copies are also found by the head ({before:,} groups before, {now:,} now). Its fingerprint changed:"
-            " unfinished runs on it must be submitted again"
+            " collect shows earlier runs on it apart, and unfinished ones must be submitted again"
         )
 
 
@@ -41,12 +49,16 @@ def bring_up_to_date(path: Path) -> Update | None:
     """Add patients, slices, heads and copies by the head to a store of images of schema 1; None if nothing is missing.
 
     Each step is one rename that leaves a complete store, so the update can be interrupted at any time and repeated.
-    Raises DataError if the store cannot be read or written, or is being converted.
+    Raises DataError if the store cannot be read or written, or is being converted; it is unchanged then.
     """
-    if not _is_old(path):
+    if not _has_schema(path, 1):
+        _remove_rest(path)
         return None
+    if not os.access(path, os.W_OK | os.X_OK):
+        way = f"Copy it to where you can write, then: hpc-tumor patients COPY. Or ask its owner to update {path}."
+        raise StoreError(f"{path} was converted by an earlier version, and you cannot write to it", way)
     with locked(path):
-        if not _is_old(path):  # another process was faster
+        if not _has_schema(path, 1):  # another process was faster
             return None
         try:
             with make_staging(path) as staging:
@@ -55,38 +67,56 @@ def bring_up_to_date(path: Path) -> Update | None:
             raise disk_error(error, "the patients", path) from error
 
 
-def _is_old(path: Path) -> bool:
+def _has_schema(path: Path, schema: int) -> bool:
     about = read_about(path) or {}
-    return about.get("task") == "classification" and about.get("schema") == 1 and about.get("complete") is True
+    return (about.get("task"), about.get("schema"), about.get("complete")) == ("classification", schema, True)
+
+
+def _remove_rest(path: Path) -> None:
+    """Remove the groups of schema 1 after an update that was killed at its very end."""
+    if (path / _GROUPS).is_dir() and _has_schema(path, 2):
+        with suppress(DataError, OSError), locked(path), make_staging(path) as staging:
+            (path / _GROUPS).rename(staging / "old-group")
 
 
 def _update(old: Store, staging: Path) -> Update:
-    index, about = old.path / "index", old.about
-    heads = np.concatenate([_heads(old, start) for start in range(0, len(old), _IMAGES)])
-    patients = write_patients(staging / "index", old.thumbnails, heads, old.identical, {})
-    attributes = read_attributes(index) or {}
+    index, attributes = old.path / "index", read_attributes(old.path / "index") or {}
+    groups, heads = len(np.unique(old.group)), _heads(old)
+    patients = write_patients(
+        staging / "index", recognise(old.thumbnails, heads), old.thumbnails, heads, old.identical, {}
+    )
+    about = {**old.about, **identity_of(old.dataset, old.task, {**old.options, "near_duplicates": MEASURE})}
+    about["fingerprint"] = _fingerprint(old, about)
+    # From here on, the store changes; a reader of schema 1 sees nothing of it before the last step.
     for name in sorted(SINCE_2):
         if (column := staging / "index" / name).is_dir():
             if (index / name).exists():  # of an interrupted update
                 (index / name).rename(staging / f"old-{name}")
             column.rename(index / name)
-    added = {"source": [""] * len(old), "patient": patients}
-    _replace(staging, index, attributes | added)
-    identity = identity_of(old.dataset, old.task, BrainMRIReader(int(old.options["size"])).options)
-    columns = zip(old.paths, old.label.tolist(), old.part.tolist(), old.text_column("sha256"), strict=True)
-    rows = [
-        {"case": name, "class": old.classes[label], "part": part, "sha256": digest}
-        for name, label, part, digest in columns
-    ]
-    _replace(staging, old.path, {"hpc_tumor": {**about, **identity, "fingerprint": image_fingerprint(identity, rows)}})
-    groups = len(np.unique(old.group))
-    shutil.rmtree(index / "group", ignore_errors=True)  # by the frame alone
+    _replace(staging, index, {**attributes, "source": [""] * len(old), "patient": patients})
+    _replace(staging, old.path, {"hpc_tumor": about})
+    with suppress(OSError):
+        (old.path / _GROUPS).rename(staging / "old-group")
     return Update(len(old), sum(map(bool, patients)), (groups, len(np.unique(Store.open(old.path).group))))
 
 
-def _heads(store: Store, start: int) -> np.ndarray:
-    numbers = range(start, min(start + _IMAGES, len(store)))
-    return np.stack([head_thumbnail(Image.fromarray(pixels)) for pixels in store.read_images(numbers).result()])
+def _heads(store: Store) -> NDArray[np.uint8]:
+    """Return `(n, 32, 32)` thumbnails of the head, as a conversion makes them."""
+    heads = []
+    for start in range(0, len(store), _IMAGES):
+        images = store.read_images(range(start, min(start + _IMAGES, len(store)))).result()
+        heads += [head_thumbnail(Image.fromarray(pixels)) for pixels in images]
+    return np.stack(heads)
+
+
+def _fingerprint(store: Store, about: Mapping[str, Any]) -> str:
+    identity = {name: about[name] for name in ("schema", "dataset", "task", "options")}
+    columns = zip(store.paths, store.label.tolist(), store.part.tolist(), store.text_column("sha256"), strict=True)
+    rows = [
+        {"case": name, "class": store.classes[label], "part": part, "sha256": digest}
+        for name, label, part, digest in columns
+    ]
+    return image_fingerprint(identity, rows)
 
 
 def _replace(staging: Path, group: Path, attributes: dict[str, object]) -> None:

@@ -18,7 +18,7 @@ from hpc_tumor.data.case import Case, CaseReader
 from hpc_tumor.data.convert.case import Row, Unit, UnitResult, is_intact, unpack_images
 from hpc_tumor.data.convert.target import Target, remove
 from hpc_tumor.data.editions import EDITIONS
-from hpc_tumor.data.patients.recognise import recognise
+from hpc_tumor.data.patients.recognise import Recognised, recognise
 from hpc_tumor.data.splits.near_duplicates import SIDE, near_duplicate_groups
 from hpc_tumor.data.splits.sketch import group_same_scans, unpack_sketches
 from hpc_tumor.data.store.nodes import (
@@ -30,7 +30,9 @@ from hpc_tumor.data.store.nodes import (
     write_group,
     write_packed_array,
 )
+from hpc_tumor.data.store.ome import VERSION, mask_metadata, stack_metadata
 from hpc_tumor.data.store.shards import pack_chunk
+from hpc_tumor.data.store.stack import IMAGES, MASKS
 from hpc_tumor.data.store.store import Store, read_about
 from hpc_tumor.errors import DataError
 from hpc_tumor.vocabulary import CAVITY, CLASSES, LABEL_NAMES, MODALITIES, TUMOUR_LABELS
@@ -211,10 +213,20 @@ class ImageWriter:
             (min(IMAGES_PER_SHARD, len(rows)), size, size), ("image", "y", "x"), IMAGE_COMPRESSION,
         )  # fmt: skip
         write_packed_array(staging / "images", layout, self._packed(names))
+        masked = any("mask" in row for row in rows)
+        if masked:
+            group, _, name = MASKS.partition("/")
+            write_group(staging / group, {"ome": {"version": VERSION, "labels": [name]}})
+            write_group(staging / MASKS, {"ome": mask_metadata(name)})
+            write_packed_array(staging / MASKS / "0", layout, self._packed(names, masks=True))
         self._write_index(staging / "index", rows)
         self.target.replace(staging / "images", self.target.path / "images")
+        if masked:
+            self.target.replace(staging / "labels", self.target.path / "labels")
+        elif (self.target.path / "labels").exists():
+            self.target.discard(self.target.path / "labels")
         self.target.replace(staging / "index", self.target.path / "index")
-        self.target.finish(about)
+        self.target.finish(about, stack_metadata(IMAGES) if masked else None)
         remove(self.waiting)
         return True
 
@@ -224,15 +236,22 @@ class ImageWriter:
             for name in ("thumbnail", "head")
         )
         identical = duplicate_groups([row["sha256"] for row in rows])
+        found = recognise(thumbnails, heads)
         named = {i: (row["patient"], row["slice"]) for i, row in enumerate(rows) if "patient" in row}
+        for i in named:
+            rows[i]["recognised"] = int(found.slice[i])  # 0 if unknown; kept only for messages
+        masked = any("mask" in row for row in rows)
         write_group(index, {
             "case_ids": [row["case"] for row in rows],
             "classes": CLASSES,
             "parts": ["train", "test"],
             **{name: [row[name] for row in rows] for name in ("mode", "sha256", "signature", "bytes")},
             "source": [row.get("source", "") for row in rows],
-            "patient": write_patients(index, thumbnails, heads, identical, named),
+            "patient": write_patients(index, found, thumbnails, heads, identical, named),
+            **({"mask": [row.get("mask", "") for row in rows]} if masked else {}),
         })  # fmt: skip
+        if masked:
+            write_column(index, "border", _padded([row.get("border", []) for row in rows]))
         write_column(index, "label", [CLASSES.index(row["class"]) for row in rows])
         write_column(index, "part", [row["part"] == "test" for row in rows])
         write_column(index, "identical", identical)
@@ -261,6 +280,8 @@ class ImageWriter:
                 row |= {"case": name, "class": classes[i], "part": parts[i], "size": sizes[i], "box": boxes[i]}
                 row |= {"thumbnail": thumbnails[i].tobytes().hex(), "head": heads[i].tobytes().hex()}
                 row |= {"source": sources[i]} | ({"patient": patients[i], "slice": slices[i]} if named[i] else {})
+                if old.masks.present[i]:
+                    row |= {"mask": old.masks.digests[i], "border": old.masks.border(i).tolist()}
                 self.rows[name] = row
                 self._places[name] = (None, i)
 
@@ -281,17 +302,35 @@ class ImageWriter:
                 self.rows[name] = row
                 self._places[name] = (file, i)
 
-    def _packed(self, names: Sequence[str]) -> Iterator[list[bytes]]:
+    def _packed(self, names: Sequence[str], masks: bool = False) -> Iterator[list[bytes]]:
+        """Yield the packed images, or masks, of each shard."""
+        blank = pack_chunk(np.zeros((self.target.identity["options"]["size"],) * 2, np.uint8), IMAGE_COMPRESSION)
         for start in range(0, len(names), IMAGES_PER_SHARD):
             places = [self._places[name] for name in names[start : start + IMAGES_PER_SHARD]]
-            files = {file: unpack_images(file)[1] for file in {file for file, _ in places} if file is not None}
+            files = {file for file, _ in places if file is not None}
+            unpacked = {file: unpack_images(file)[1:] for file in files}
+            packed = {file: own if masks else images for file, (images, own) in unpacked.items()}
             old = [i for file, i in places if file is None]
-            again: Iterator[Any] = iter(self._old.read_images(old).result() if self._old is not None and old else [])
-            yield [pack_chunk(next(again), IMAGE_COMPRESSION) if file is None else files[file][i] for file, i in places]
+            again: Iterator[Any] = iter(())
+            if self._old is not None and old:
+                again = iter(self._old.masks.read(old) if masks else self._old.read_images(old).result())
+            yield [
+                packed[file][i] or blank if file is not None else pack_chunk(next(again), IMAGE_COMPRESSION)
+                for file, i in places
+            ]
+
+
+def _padded(borders: Sequence[Sequence[Sequence[float]]]) -> NDArray[np.float64]:
+    """Return borders `(n, most points, 2)`, each followed by NaN."""
+    padded = np.full((len(borders), max(map(len, borders)), 2), np.nan)
+    for border, into in zip(borders, padded, strict=True):
+        into[: len(border)] = np.reshape(border, (-1, 2))
+    return padded
 
 
 def write_patients(
     index: Path,
+    found: Recognised,
     thumbnails: NDArray[np.uint8],
     heads: NDArray[np.uint8],
     identical: ArrayLike,
@@ -299,9 +338,8 @@ def write_patients(
 ) -> list[str]:
     """Write the columns of an index on patients and copies; return the patient of each image, "" if unknown.
 
-    `named` has the patient and slice of images whose source names them, by number; others are recognised.
+    `named` has the patient and slice of images whose source names them, by number; others are as `found`.
     """
-    found = recognise(thumbnails, heads)
     # Rounded, so that stores of the same images have the same bytes on most machines.
     patients, slices, correlation = found.patients, found.slice.copy(), found.correlation.round(4)
     for image, (patient, number) in named.items():
@@ -320,7 +358,8 @@ def image_fingerprint(identity: dict[str, Any], rows: Sequence[Row]) -> str:
 
 def _content(row: Row) -> str:
     named = f" {row['patient']} {row['slice']}" if "patient" in row else ""
-    return f"{row['class']} {row['part']} {row['sha256']}{named}"
+    mask = f" {row['mask']}" if "mask" in row else ""
+    return f"{row['class']} {row['part']} {row['sha256']}{named}{mask}"
 
 
 def duplicate_groups(digests: Sequence[str]) -> list[int]:

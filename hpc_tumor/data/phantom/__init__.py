@@ -1,4 +1,4 @@
-"""Generate synthetic raw datasets in the layout of the real ones: a number of cases in, NIfTI or JPEG folders out.
+"""Generate synthetic raw datasets in the layout of the real ones: a number of cases in, NIfTI, JPEG or MATLAB out.
 
 Imported by cli/.
 """

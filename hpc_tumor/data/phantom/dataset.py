@@ -1,4 +1,4 @@
-"""Synthetic raw datasets in the layouts of BraTS 2020 and the Brain Tumor MRI Dataset, for the demo and the tests.
+"""Synthetic raw datasets in the layouts of BraTS 2020, the Brain Tumor MRI Dataset and the Cheng set.
 
 The anatomy is not realistic. The images have the properties that training depends on: skull-stripped heads on exact
 zeros, tissue contrast per modality, intensity scales that differ between patients, bias fields, noise, nested tumours;
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hpc_tumor.data.phantom.cheng import write_slices
 from hpc_tumor.data.phantom.patient import make_patient
 from hpc_tumor.data.phantom.slices import make_head_image
 from hpc_tumor.errors import UsageError, unknown
@@ -29,6 +30,7 @@ from hpc_tumor.vocabulary import CLASSES
 
 Progress = Callable[[int, int], None]
 
+DATASETS = ("brats", "brain-mri", "cheng")
 BRATS_SHAPE = (240, 240, 155)
 SMALLEST_SHAPE = (32, 32, 12)
 # In the published dataset, 216 test images of 7,023 images in all repeat a training image.
@@ -49,7 +51,7 @@ def make_phantom(
     shape: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Write `cases` synthetic patients ("brats") or images ("brain-mri") below `directory`; return their paths.
+    """Write `cases` synthetic patients ("brats") or images (others) below `directory`; return their paths.
 
     The same seed gives the same bytes with the same library versions, and a case does not depend on their number. A
     call that fails or is interrupted leaves nothing behind.
@@ -61,6 +63,7 @@ def make_phantom(
     - brain-mri: `Training/<class>/*.jpg` and `Testing/<class>/*.jpg`. Classes alternate, and one in five images of a
       class is for testing. Sizes (150 to 512) and modes (L, RGB) are mixed and independent of the class. A share of
       DUPLICATES is in Testing with the same decoded pixels, but other bytes, as an image in Training.
+    - cheng: `<n>.mat` with the numbers, classes and patients of published slices, and cvind.mat: see `cheng`.
 
     Args:
         shape: only for brats.
@@ -69,10 +72,10 @@ def make_phantom(
     Raises UsageError for an unknown dataset, a shape for images or below 32 × 32 × 12, fewer than one case, a negative
     seed, and a folder that is not empty or cannot be written; HpcTumorError for a full disk.
     """
-    if dataset not in ("brats", "brain-mri"):
-        raise unknown("phantom dataset", dataset, ("brats", "brain-mri"))
-    if dataset == "brain-mri" and shape is not None:
-        raise UsageError("the brain-mri phantom has mixed sizes: leave out the shape, which is only for brats.")
+    if dataset not in DATASETS:
+        raise unknown("phantom dataset", dataset, DATASETS)
+    if dataset != "brats" and shape is not None:
+        raise UsageError(f"the {dataset} phantom has mixed sizes: leave out the shape, which is only for brats.")
     size = tuple(int(n) for n in shape or BRATS_SHAPE)
     if len(size) != 3 or any(n < least for n, least in zip(size, SMALLEST_SHAPE, strict=True)):
         raise UsageError(f"shape {tuple(size)} of a brats phantom must be (x, y, z) of at least {SMALLEST_SHAPE}.")
@@ -82,6 +85,9 @@ def make_phantom(
         made = ("BraTS20_Training_*", ".BraTS20_Training_*", "name_mapping.csv", "survival_info.csv")
         with _whole(directory, *made):
             return _write_patients(directory, cases, seed, size, tell)
+    if dataset == "cheng":
+        with _whole(directory, "*.mat"):
+            return write_slices(directory, cases, seed, tell)
     with _whole(directory, "Training", "Testing"):
         return _write_images(directory, cases, seed, tell)
 

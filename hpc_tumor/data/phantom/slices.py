@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 
 from hpc_tumor.data.phantom.patient import Floats, Generator, inside, smooth_noise
 
@@ -23,6 +24,18 @@ def make_head_image(rng: Generator, label: str) -> Image.Image:
         PAINT_SIGN[label](canvas, rng)
     image = Image.fromarray(_exposed(canvas, rng))
     return image.convert("RGB") if rng.random() < 0.5 else image
+
+
+def make_tumour_slice(rng: Generator, label: str, side: int) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
+    """Generate a slice `(side, side)` as a scanner stores it, and the mask of its tumour: 0 or 1."""
+    canvas = Canvas(rng, side, side)
+    paint_head(canvas, rng, "base" if label == "pituitary" else str(rng.choice(("base", "middle", "top"))))
+    healthy = canvas.signal.copy()
+    PAINT_SIGN[label](canvas, rng)
+    regions, _ = ndimage.label(np.abs(canvas.signal - healthy) > 0.08)
+    mask = ndimage.binary_fill_holes(regions == np.bincount(regions.ravel())[1:].argmax() + 1)
+    values = _exposed(canvas, rng).astype(np.int16) * np.int16(rng.integers(2, 9))
+    return values, mask.astype(np.uint8)
 
 
 class Canvas:

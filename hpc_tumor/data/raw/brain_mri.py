@@ -102,23 +102,27 @@ class BrainMRIReader:
         files that are not supported images, are truncated, or too large.
         """
         check_names(case)
-        grey, mode = decode_grey(case.files["image"].path)
-        digest = hashlib.sha256(repr((grey.height, grey.width)).encode())
-        digest.update(np.asarray(grey).data)
-        sketch = reduced(grey)
-        box = head_box(grey, sketch)
-        small = grey.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
-        meta = {
-            "class": case.meta["class"],
-            "part": case.meta["part"],
-            "size": [grey.height, grey.width],
-            "mode": mode,
-            "box": list(box),
-            "sha256": digest.hexdigest(),
-            "thumbnail": thumbnail(grey, sketch).tobytes().hex(),
-            "head": head_thumbnail(small).tobytes().hex(),
-        }
-        return CaseData(case.id, np.asarray(small), meta=meta)
+        return prepare_image(case, *decode_grey(case.files["image"].path), self.size)
+
+
+def prepare_image(case: Case, grey: Image.Image, mode: str, size: int) -> CaseData:
+    """Crop a decoded image to the head and resize it to `(size, size)`; `meta` as described at `read_case`."""
+    digest = hashlib.sha256(repr((grey.height, grey.width)).encode())
+    digest.update(np.asarray(grey).data)
+    sketch = reduced(grey)
+    box = head_box(grey, sketch)
+    small = grey.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    meta = {
+        "class": case.meta["class"],
+        "part": case.meta["part"],
+        "size": [grey.height, grey.width],
+        "mode": mode,
+        "box": list(box),
+        "sha256": digest.hexdigest(),
+        "thumbnail": thumbnail(grey, sketch).tobytes().hex(),
+        "head": head_thumbnail(small).tobytes().hex(),
+    }
+    return CaseData(case.id, np.asarray(small), meta=meta)
 
 
 def refuse_one_class(cases: Sequence[Case], source: Path) -> None:

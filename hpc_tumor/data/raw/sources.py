@@ -11,12 +11,15 @@ from hpc_tumor.data.editions import get_edition
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader
 from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.data.raw.brats_h5 import BraTSH5Reader
+from hpc_tumor.data.raw.cheng import ChengReader
 from hpc_tumor.data.raw.clinical import is_table
 from hpc_tumor.data.raw.leftovers import find_leftovers, no_cases_error, require_cases
 from hpc_tumor.errors import DataError, UsageError, unknown
 from hpc_tumor.vocabulary import plural
 
-READERS: dict[str, type[CaseReader]] = {"brats": BraTSReader, "brats-h5": BraTSH5Reader, "brain-mri": BrainMRIReader}
+READERS: dict[str, type[CaseReader]] = {
+    "brats": BraTSReader, "brats-h5": BraTSH5Reader, "brain-mri": BrainMRIReader, "cheng": ChengReader,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hpc_tumor.data.editions import EDITIONS
+from hpc_tumor.data.patients.reference import SLICES
 from hpc_tumor.data.store.nodes import TYPES
 from hpc_tumor.vocabulary import CAVITY, LABEL_NAMES, is_plain
 
@@ -36,6 +40,8 @@ def index_fault(about: Mapping[str, Any], index: Mapping[str, Any]) -> str | Non
     )
     if not volumes and about["schema"] >= 2:
         columns |= {"patient": _is_text_or_empty, "source": _is_text_or_empty}
+    if not volumes and "mask" in index:
+        columns |= {"mask": _is_text_or_empty}
     for name, check in columns.items():
         values = index.get(name)
         if not isinstance(values, list) or len(values) != len(ids) or not all(map(check, values)):
@@ -46,6 +52,19 @@ def index_fault(about: Mapping[str, Any], index: Mapping[str, Any]) -> str | Non
     if not volumes and not (isinstance(classes, list) and all(map(_is_text, classes))):
         return "invalid list of classes"
     return None
+
+
+def is_sound(name: str, values: NDArray[Any], index: Mapping[str, Any]) -> bool:
+    """Return False for values that no column `name` of images has, although their type and number of axes are right."""
+    if name in ("thumbnail", "head"):
+        return values.shape[1:] == (32, 32)
+    if name == "label":
+        return int(values.max()) < len(index["classes"])
+    if name == "slice":
+        return bool(((values >= 0) & (values <= SLICES)).all())
+    if name == "correlation":
+        return not bool((np.abs(values) > 1.001).any())  # NaN where the source names the slice
+    return True
 
 
 def _is_text(value: Any) -> bool:

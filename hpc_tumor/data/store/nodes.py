@@ -40,7 +40,7 @@ COLUMNS = {
     "label_counts": ("int32", 3), "slice_background": ("float64", 3), "group": ("int32", 1), "label": ("uint8", 1),
     "part": ("uint8", 1), "identical": ("int32", 1), "thumbnail": ("uint8", 3), "size": ("int32", 2),
     "box": ("int32", 2), "head": ("uint8", 3), "slice": ("int32", 1), "correlation": ("float32", 1),
-    "copies": ("int32", 1),
+    "copies": ("int32", 1), "border": ("float64", 3),
 }  # fmt: skip
 _COLUMN_ROWS = 4096  # of one chunk of a column
 _LARGEST_CHUNK = 2**31 - 17  # bytes that Blosc takes

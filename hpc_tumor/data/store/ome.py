@@ -1,4 +1,4 @@
-"""OME-Zarr 0.5 metadata of a BraTS case, for any OME-Zarr viewer (https://ngff.openmicroscopy.org/0.5)."""
+"""OME-Zarr 0.5 metadata of cases and masks, for any OME-Zarr viewer (https://ngff.openmicroscopy.org/0.5)."""
 
 from __future__ import annotations
 
@@ -50,13 +50,36 @@ def label_metadata(spacing: Sequence[float], edition: Edition) -> dict[str, Any]
     }
 
 
+def stack_metadata(path: str) -> dict[str, Any]:
+    """Return the `ome` attribute of a store of images with masks, whose array `(n, y, x)` is at `path`."""
+    return {"version": VERSION, "multiscales": [_stack("images", path)]}
+
+
+def mask_metadata(name: str) -> dict[str, Any]:
+    """Return the `ome` attribute of the masks `(n, y, x)`: 1 in the tumour."""
+    return {
+        "version": VERSION,
+        "multiscales": [_stack(name, "0")],
+        "image-label": {
+            "colors": [{"label-value": 1, "rgba": list(_LABEL_COLORS[1])}],
+            "properties": [{"label-value": 1, "name": name}],
+            "source": {"image": "../../"},
+        },
+    }
+
+
+def _stack(name: str, path: str) -> dict[str, Any]:
+    axes = [{"name": "image"}, {"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
+    return _multiscale(name, axes, [1.0, 1.0, 1.0], path)
+
+
 def _space_axes() -> list[dict[str, str]]:
     return [{"name": name, "type": "space", "unit": "millimeter"} for name in "zyx"]
 
 
-def _multiscale(name: str, axes: list[dict[str, str]], scale: list[float]) -> dict[str, Any]:
+def _multiscale(name: str, axes: list[dict[str, str]], scale: list[float], path: str = "0") -> dict[str, Any]:
     transform = [{"type": "scale", "scale": scale}]
-    return {"name": name, "axes": axes, "datasets": [{"path": "0", "coordinateTransformations": transform}]}
+    return {"name": name, "axes": axes, "datasets": [{"path": path, "coordinateTransformations": transform}]}
 
 
 def _channel(index: int, brain: BrainStatistics) -> dict[str, Any]:

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hpc_tumor.data.editions import EDITIONS, Edition
-from hpc_tumor.data.store.index_check import index_fault
+from hpc_tumor.data.store.index_check import index_fault, is_sound
 from hpc_tumor.data.store.nodes import ArrayLayout, RewrittenError, read_attributes, read_column, volume_layout
 from hpc_tumor.data.store.shards import DamagedError, Pending, ReadingThreads, ShardFiles
+from hpc_tumor.data.store.stack import IMAGES, MASKS, ImageStack, Masks
 from hpc_tumor.errors import DataError, StoreError
 from hpc_tumor.system.resources import available_cpus
 
@@ -49,7 +50,7 @@ class Store:
 
     Attributes:
         task: segmentation or classification.
-        dataset: brats, brats-h5 or brain-mri.
+        dataset: brats, brats-h5, brain-mri or cheng.
         fingerprint: equal for equal content, in any order of conversion.
         options: options of the conversion.
         case_ids: ids of BraTS cases, or paths of images.
@@ -94,7 +95,10 @@ class Store:
                 f"{way} again: hpc-tumor prepare-data SOURCE {path} --overwrite",
             )
         if about.get("complete") is not True:
-            raise StoreError(f"{path} is unfinished", "Run the same hpc-tumor prepare-data again to continue.")
+            way = "Run the same hpc-tumor prepare-data again to continue."
+            if about["schema"] != readable[-1]:
+                way = f"Convert again: hpc-tumor prepare-data SOURCE {path} --overwrite"
+            raise StoreError(f"{path} is unfinished", way)
         try:
             return cls(path, about, threads)
         except (KeyError, TypeError) as error:
@@ -307,11 +311,19 @@ class Store:
         for index in chosen:
             if not 0 <= index < len(self):
                 raise IndexError(f"there is no image {index}")
-        return Pending(pixels, self.threads.start(self._read_images, len(chosen), chosen, pixels))
+        return self._images.start(chosen, pixels)
+
+    @cached_property
+    def masks(self) -> Masks:
+        """Tumour masks and borders of the images; only the Cheng set has them."""
+        digests = self._index.get("mask")
+        if digests is None:
+            return Masks([""] * len(self), self._images.shape, None, np.empty((len(self), 0, 2)))
+        return Masks(digests, self._images.shape, self._stack(f"{MASKS}/0"), self._column("border"))
 
     def empty_images(self, n: int) -> NDArray[np.uint8]:
         """Allocate an array for `n` images."""
-        return np.empty((n, *self._images.shape[1:]), np.uint8)
+        return np.empty((n, *self._images.shape), np.uint8)
 
     @cached_property
     def _depths(self) -> list[int]:
@@ -322,14 +334,17 @@ class Store:
         return int(self.statistics.shape[1])
 
     @cached_property
-    def _images(self) -> ArrayLayout:
+    def _images(self) -> ImageStack:
+        return self._stack(IMAGES)
+
+    def _stack(self, path: str) -> ImageStack:
+        def unreadable(index: int, error: Exception) -> DataError:
+            return self._unreadable(f"the image {self.case_ids[index]}", error)
+
         try:
-            layout = ArrayLayout.read(self.path / "images", dtype=np.dtype(np.uint8), names=("image", "y", "x"))
+            return ImageStack(self.path / path, len(self), self._files, self.threads, unreadable)
         except (DamagedError, OSError) as error:
-            raise self._damaged("the array of images", error) from error
-        if layout.chunk != (1, *layout.shape[1:]) or layout.shape[0] != len(self):
-            raise self._damaged("the array of images")
-        return layout
+            raise self._damaged("the array of images" if path == IMAGES else "the array of masks", error) from error
 
     def _open_case(self, case: int) -> _Volume:
         """Check a case's array metadata against the index; return its shards. Raises DamagedError and OSError."""
@@ -350,19 +365,6 @@ class Store:
         for (case, z), image, label in zip(places, images, labels, strict=True):
             self.read_slice(case, z, image, label)
 
-    def _read_images(self, indices: Sequence[int], pixels: Any) -> None:
-        layout = self._images
-        for index, out in zip(indices, pixels, strict=True):
-            shard, position = divmod(index, layout.shard[0])
-            try:
-                self._files.read_chunk(self._image_shards[shard], layout.chunks, position, out)
-            except (DamagedError, OSError) as error:
-                raise self._unreadable(f"the image {self.case_ids[index]}", error) from error
-
-    @cached_property
-    def _image_shards(self) -> list[str]:
-        return [str(self._images.file(self.path / "images", shard)) for shard in range(self._images.shards)]
-
     def _check_age(self, column: str) -> None:
         if column in SINCE_2 and not self.names_patients:
             way = f"Bring it up to date, without its source: hpc-tumor patients {self.path}"
@@ -374,7 +376,7 @@ class Store:
             values = read_column(self.path / "index", name, self._files)
         except (ValueError, OSError, MemoryError) as error:
             raise self._damaged(f"the index column {name}", error) from error
-        if len(values) != len(self):
+        if len(values) != len(self) or not is_sound(name, values, self._index):
             raise self._damaged(f"the index column {name}")
         return values
 

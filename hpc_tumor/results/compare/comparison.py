@@ -10,7 +10,7 @@ from typing import Any
 
 from hpc_tumor.results.compare.disagreement import Disagreement, disagreement
 from hpc_tumor.results.compare.entries import Entry
-from hpc_tumor.results.compare.measures import CASES, COPIES, MAIN_SCORE, PATIENTS, PATIENTS_OR_COPIES, measure
+from hpc_tumor.results.compare.measures import CASES, COPIES, MAIN_SCORE, PATIENTS, measure
 from hpc_tumor.results.compare.paired import Difference, PairedTest, differences, holm, paired_tests
 from hpc_tumor.results.compare.ranks import Ranking, aggregate_then_rank, rank_then_aggregate
 from hpc_tumor.results.read.cases import TestCases
@@ -74,16 +74,15 @@ class Group:
 
     @property
     def units(self) -> str:
-        """Units of intervals and tests of `alike`."""
-        if self.task == "segmentation":
-            return PATIENTS
-        return PATIENTS_OR_COPIES if any(entry.cases.patients is not None for entry in self.alike) else COPIES
+        """Units of intervals and tests of `alike`: patients, or duplicate groups of images of unknown patients."""
+        known = self.task == "segmentation" or any(entry.cases.by_patient for entry in self.alike)
+        return PATIENTS if known else COPIES
 
     @property
     def without_patients(self) -> tuple[Entry, ...]:
         """Entries of images some of whose runs did not record patients, as earlier versions did not."""
         images = self.entries if self.task == "classification" else ()
-        return tuple(entry for entry in images if entry.cases.problem is None and entry.cases.patients is None)
+        return tuple(entry for entry in images if entry.cases.problem is None and not entry.cases.by_patient)
 
     @cached_property
     def tests(self) -> tuple[PairedTest, ...]:

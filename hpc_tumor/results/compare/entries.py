@@ -28,6 +28,7 @@ from hpc_tumor.results.read.run_result import NOT_SETTINGS, RunResult
 from hpc_tumor.vocabulary import CONTROLS
 
 _MOST_DIFFERENCES = 3  # settings in a name
+_OF_SUBSETS = {"accuracy_known": KNOWN, "accuracy_patients": DECISION}
 _IN_NAME = ("model.name", "model.filters")
 
 
@@ -102,7 +103,7 @@ class Entry:
 
     def value(self, score: str) -> float | None:
         """Return the mean of a score: over all cases with several folds, else over the runs."""
-        if score.startswith((KNOWN, DECISION)):
+        if score.startswith((KNOWN, DECISION)) or (score in _OF_SUBSETS and self.known is not None):
             statistic = self.statistics.get(score)
             return statistic.mean if statistic else None
         mean, _ = mean_and_sd([run.best.get(score) for run in self.runs])
@@ -138,13 +139,17 @@ class Entry:
         common = [name for name in self.runs[0].best if all(run.best.get(name) is not None for run in self.runs)]
         makers = {name: partial(self._statistic, name) for name in [*common, *self.cases.values]}
         for prefix, subset in self.subsets.items():
-            makers |= {prefix + name: partial(subset.statistic, name) for name in common if name != "loss"}
+            names = [name for name in common if name not in ("loss", "accuracy")]
+            makers |= {prefix + name: partial(subset.statistic, name) for name in names}
+        for name, prefix in _OF_SUBSETS.items():
+            if prefix in self.subsets:
+                makers[name] = partial(self.subsets[prefix].statistic, "accuracy")
         return LazyPresent(makers)
 
     @cached_property
     def known(self) -> KnownPatients | None:
         """Predictions on images of known patients; None if there are none, or if a run did not record them."""
-        return known_patients(self.runs) if self.cases.patients is not None else None
+        return known_patients(self.runs) if self.cases.by_patient else None
 
     @property
     def subsets(self) -> dict[str, Subset]:
@@ -217,7 +222,7 @@ class Entry:
     def _units_of(self, run: RunResult) -> np.ndarray:
         """Return the unit numbers of a run: of duplicate groups if another run of the entry did not record patients."""
         copies = run.cases.copies
-        if self.cases.patients is None and copies is not None:
+        if not self.cases.by_patient and copies is not None:
             return replace(run.cases, groups=copies).units
         return run.cases.units
 

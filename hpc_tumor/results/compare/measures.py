@@ -8,15 +8,15 @@ from typing import Literal
 MAIN_SCORE = {"classification": "accuracy", "segmentation": "dice"}
 CASES = {"classification": "images", "segmentation": "patients"}
 # Units of resampling and tests; those of images depend on whether the runs recorded patients.
-COPIES, PATIENTS, PATIENTS_OR_COPIES = "duplicate groups", "patients", "patients (of unknown ones: duplicate groups)"
-# Scores of some of the predictions on images, as prefixes: on images of known patients, and of decisions per patient.
+COPIES, PATIENTS = "duplicate groups", "patients"
+# Scores other than accuracy of some predictions, as prefixes: on images of known patients, of decisions per patient.
 KNOWN, DECISION = "known_", "patient_"
-RIGHT_OR_WRONG = ("accuracy", "accuracy_new")  # scores that are 0 or 1 for each image
+RIGHT_OR_WRONG = ("accuracy", "accuracy_new", "accuracy_known", "accuracy_patients")  # 0 or 1 for each image or patient
 # Scores of a structure and of classified images, in the order of a table.
 OF_STRUCTURES = ("dice", "hd95", "nsd", "iou", "precision", "recall", "fpr", "fnr", "accuracy")
 OF_IMAGES = (
-    "accuracy", "accuracy_new", "balanced_accuracy", "f1", "mcc", "auroc", "precision", "recall", "nll", "brier",
-    "ece", "confidence",
+    "accuracy", "accuracy_new", "accuracy_known", "accuracy_patients", "balanced_accuracy", "f1", "mcc", "auroc",
+    "precision", "recall", "nll", "brier", "ece", "confidence",
 )  # fmt: skip
 
 
@@ -62,6 +62,8 @@ _MEASURES = {
     "classification": {
         "accuracy": Measure("accuracy", "percent"),
         "accuracy_new": Measure("accuracy, new images", "percent"),
+        "accuracy_known": Measure("accuracy, known patients", "percent"),
+        "accuracy_patients": Measure("accuracy by patient", "percent"),
         "balanced_accuracy": Measure("balanced accuracy", "percent"),
         "precision": Measure("precision", "percent"),
         "recall": Measure("recall", "percent"),

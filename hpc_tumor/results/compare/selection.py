@@ -81,7 +81,7 @@ def make_selection(models: Sequence[str], where: Sequence[str], by: Sequence[str
         if not equals:
             raise UsageError(f"--where {text!r} has no value: write it as KEY=VALUE, for example loss=dice-bce.")
         conditions.append((full_name(key.strip(), "--where"), value.strip()))
-    known = {*OF_IMAGES, "known_accuracy", "patient_accuracy", *OF_STRUCTURES, *_COSTS, "name", "loss"}
+    known = {*OF_IMAGES, *OF_STRUCTURES, *_COSTS, "name", "loss"}
     parts = {f"{score}_{part}" for score in OF_STRUCTURES for part in STRUCTURES}
     of_class = sort is not None and sort.partition("_")[0] in ("precision", "recall", "f1", "auroc")
     if sort is not None and sort not in known | parts and not of_class:

@@ -146,13 +146,14 @@ class _Table:
 
 def _table(runs: Sequence[RunResult]) -> _Table | None:
     """Collect the images of known patients of all folds of a seed; None if a fold did not record patients."""
-    tested = [(run.cases, run.cases.images, run.cases.patients, run.cases.groups) for run in runs]
-    parts = [
-        (np.array(cases.ids)[patients != ""], patients[patients != ""], groups[patients != ""], images, patients != "")
-        for cases, images, patients, groups in tested
-        if images is not None and patients is not None and groups is not None
-    ]
-    if len(parts) < len(runs) or len({images.classes for *_, images, _ in parts}) > 1:
+    tested = [(run.cases, run.cases.images, run.cases.groups) for run in runs]
+    parts = []
+    for cases, images, groups in tested:
+        if images is None or images.patients is None or groups is None:
+            return None
+        known = images.patients != ""
+        parts.append((np.array(cases.ids)[known], images.patients[known], groups[known], images, known))
+    if len({images.classes for *_, images, _ in parts}) > 1:
         return None
     ids, patients, units = (np.concatenate([part[column] for part in parts]) for column in range(3))
     labels = np.concatenate([images.labels[chosen] for *_, images, chosen in parts])

@@ -38,10 +38,9 @@ def read_test_cases(path: Path, task: str) -> TestCases:
         }
         return TestCases(ids, _segmentation(columns), status, identity=key)
     images = _images(columns)
-    copies, patients = _groups(ids, columns.get("group")), _patients(columns)
-    units = copies if patients is None else _groups(ids, columns["unit"], "unit")
-    values = _classification(columns, images)
-    return TestCases(ids, values, {}, units, images, key, copies=copies, patients=patients)
+    copies, by_patient = _groups(ids, columns.get("group")), {"patient", "unit"} <= columns.keys()
+    units = _groups(ids, columns["unit"], "unit") if by_patient else copies
+    return TestCases(ids, _classification(columns, images), {}, units, by_patient, images, key, copies=copies)
 
 
 def _columns(text: str) -> dict[str, tuple[str, ...]] | str:
@@ -92,6 +91,10 @@ def _classification(columns: Mapping[str, tuple[str, ...]], images: Images | Non
         if images.known is not None and "accuracy" in make:
             known, accuracy = images.known, make["accuracy"]
             make["accuracy_new"] = lambda: np.where(known, np.nan, accuracy())
+        if images.names_patients and "accuracy" in make:
+            every = make["accuracy"]
+            make["accuracy_known"] = lambda: images.of_known_patients(every())
+            make["accuracy_patients"] = lambda: images.by_patient(images.probabilities)
     return LazyMapping(make)
 
 
@@ -114,10 +117,13 @@ def _images(columns: Mapping[str, tuple[str, ...]]) -> Images | None:
         if name in columns and set(columns[name]) <= index_of.keys()
     }
     known = None if "known" not in columns else _numbers(columns["known"]) > 0
+    patients = np.array(columns["patient"]) if {"patient", "unit"} <= columns.keys() else None
     packed = [_packed(cells) for cells in chances]
-    return Images(
-        classes, labels, predicted, lambda: np.stack([np.nan_to_num(read()) for read in packed], 1), known, controls
-    )
+
+    def read() -> Floats:
+        return np.stack([np.nan_to_num(read_column()) for read_column in packed], 1)
+
+    return Images(classes, labels, predicted, read, known, controls, patients)
 
 
 def _are_numbers(cells: tuple[str, ...]) -> bool:
@@ -131,11 +137,6 @@ def _packed(cells: tuple[str, ...]) -> Callable[[], Floats]:
     if text.count("\n") != len(cells) - 1:
         return lambda: _numbers(cells)
     return lambda: _numbers(text.split("\n"))
-
-
-def _patients(columns: Mapping[str, tuple[str, ...]]) -> NDArray[np.str_] | None:
-    """Return the patient of each image, "" unknown; None in runs of earlier versions."""
-    return np.array(columns["patient"]) if {"patient", "unit"} <= columns.keys() else None
 
 
 @lru_cache(maxsize=64)

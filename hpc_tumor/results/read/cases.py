@@ -25,6 +25,7 @@ class Images:
     Attributes:
         known: `(n,)` True if the image has a duplicate in training or validation; None if not recorded.
         controls: `(n,)` classes predicted by each control, by its key in vocabulary.CONTROLS, as far as recorded.
+        patients: `(n,)` patient of each image, "" if unknown; None if not recorded.
     """
 
     classes: tuple[str, ...]
@@ -33,11 +34,38 @@ class Images:
     read_probabilities: Callable[[], Floats]
     known: NDArray[np.bool_] | None = None
     controls: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    patients: NDArray[np.str_] | None = None
 
     @cached_property
     def probabilities(self) -> Floats:
         """`(n, classes)`, parsed on first access."""
         return self.read_probabilities()
+
+    @property
+    def names_patients(self) -> bool:
+        """Return True if the patient of an image is known."""
+        return self.patients is not None and bool((self.patients != "").any())
+
+    def of_known_patients(self, right: Floats) -> Floats:
+        """Return the `(n,)` scores of images of known patients, NaN elsewhere."""
+        return right if self.patients is None else np.where(self.patients == "", np.nan, right)
+
+    def by_patient(self, probabilities: Floats) -> Floats:
+        """Decide for each known patient by the mean of its images' `probabilities` `(n, classes)`.
+
+        Return 1 or 0, right or wrong, at each patient's first image, NaN elsewhere: the mean is the accuracy over
+        patients. A patient's class is that of most of its images.
+        """
+        right = np.full(len(self.labels), np.nan)
+        if self.patients is None:
+            return right
+        names, first, codes = np.unique(self.patients, return_index=True, return_inverse=True)
+        sums, votes = np.zeros((2, len(names), len(self.classes)))
+        np.add.at(sums, codes, probabilities)
+        np.add.at(votes, (codes, self.labels), 1)
+        known = names != ""
+        right[first[known]] = (sums.argmax(axis=1) == votes.argmax(axis=1))[known]
+        return right
 
 
 @dataclass(frozen=True)
@@ -48,10 +76,10 @@ class TestCases:
         ids: names of the cases.
         values: score → `(n,)`, NaN where a case has no such score.
         status: structure → `(n,)` of ok, missed, false alarm or empty.
-        groups: `(n,)` names of the units of resampling and tests; None where each case is one. Of images: connected
-            by copies or by a known patient; duplicate groups if patients were not recorded.
+        groups: `(n,)` names of the independent units: patients, or duplicate groups of images of unknown patients;
+            None where each case is one.
+        by_patient: True if `groups` keep a patient's images together; runs of earlier versions know only duplicates.
         copies: `(n,)` names of duplicate groups of images.
-        patients: `(n,)` names of the patients of images, "" unknown; None if not recorded.
         identity: hash of the set of cases.
         problem: why there are no cases; None if there are.
     """
@@ -62,11 +90,11 @@ class TestCases:
     values: Mapping[str, Floats] = field(default_factory=dict)
     status: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
     groups: NDArray[np.str_] | None = None
+    by_patient: bool = False
     images: Images | None = None
     identity: str | None = None
     problem: str | None = None
     copies: NDArray[np.str_] | None = None
-    patients: NDArray[np.str_] | None = None
 
     @cached_property
     def order(self) -> NDArray[np.intp]:
@@ -79,9 +107,14 @@ class TestCases:
         return np.arange(self.n) if self.groups is None else _codes(tuple(self.groups.tolist()))
 
     @property
+    def known_copies(self) -> NDArray[np.str_] | None:
+        """Names of units that keep only copies together, as those of runs of earlier versions do."""
+        return self.copies if self.by_patient else self.groups
+
+    @property
     def comparable(self) -> tuple[str | None, bool]:
         """Key that is equal for cases of equal identity and with the same kind of units."""
-        return self.identity, self.patients is not None
+        return self.identity, self.by_patient
 
     @property
     def n(self) -> int:
@@ -109,8 +142,9 @@ class TestCases:
             values = {"accuracy": right}
             if images.known is not None:
                 values["accuracy_new"] = np.where(images.known, np.nan, right)
-            if self.patients is not None and (self.patients != "").any():
-                values["known_accuracy"] = np.where(self.patients == "", np.nan, right)
+            if images.names_patients:
+                values["accuracy_known"] = images.of_known_patients(right)
+                values["accuracy_patients"] = images.by_patient(np.eye(len(images.classes))[answer])
             controls[name] = replace(self, values=values)
         return controls
 
@@ -159,16 +193,10 @@ def average_seeds(runs: Sequence[TestCases]) -> TestCases:
         seen = [run.status[name][order] for run, order in zip(runs, orders, strict=True) if name in run.status]
         agreed = np.all([column == seen[0] for column in seen], axis=0)
         status[name] = np.where(agreed, seen[0], _worst(seen))
-    groups, copies, patients = (None if names is None else names[orders[0]] for names in _names(runs))
-    return TestCases(ids, values, status, groups, None, first.identity, copies=copies, patients=patients)
-
-
-def _names(runs: Sequence[TestCases]) -> tuple[NDArray[np.str_] | None, ...]:
-    """Return groups, copies and patients of the first run; only groups of copies if a run did not record patients."""
-    first = runs[0]
-    if any(run.patients is None for run in runs):
-        return first.copies if first.patients is not None else first.groups, first.copies, None
-    return first.groups, first.copies, first.patients
+    by_patient = all(run.by_patient for run in runs)
+    groups = first.groups if by_patient else first.known_copies
+    groups, copies = (None if names is None else names[orders[0]] for names in (groups, first.copies))
+    return TestCases(ids, values, status, groups, by_patient, None, first.identity, copies=copies)
 
 
 def _mean_of(runs: Sequence[TestCases], name: str) -> Floats:
@@ -197,23 +225,18 @@ def join_folds(folds: Sequence[TestCases]) -> TestCases:
         return TestCases(problem="its folds share test cases")
     names = [name for name in folds[0].values if all(name in fold.values for fold in folds)]
     structures = [name for name in folds[0].status if all(name in fold.status for fold in folds)]
-    each = [fold if all(other.patients is not None for other in folds) else _without_patients(fold) for fold in folds]
+    by_patient = all(fold.by_patient for fold in folds)
     identity = hashlib.sha256("\n".join(sorted(fold.identity or "" for fold in folds)).encode()).hexdigest()[:16]
     return TestCases(
         ids,
         LazyMapping({name: partial(_beside, folds, name) for name in names}),
         {name: np.concatenate([fold.status[name] for fold in folds]) for name in structures},
-        _joined([fold.groups for fold in each]),
+        _joined([fold.groups if by_patient else fold.known_copies for fold in folds]),
+        by_patient,
         None,
         identity,
-        copies=_joined([fold.copies for fold in each]),
-        patients=_joined([fold.patients for fold in each]),
+        copies=_joined([fold.copies for fold in folds]),
     )
-
-
-def _without_patients(cases: TestCases) -> TestCases:
-    groups, copies, patients = _names([cases, TestCases()])
-    return replace(cases, groups=groups, copies=copies, patients=patients)
 
 
 def _joined(columns: Sequence[NDArray[np.str_] | None]) -> NDArray[np.str_] | None:

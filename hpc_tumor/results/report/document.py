@@ -170,7 +170,7 @@ def _verdict(group: Group) -> Iterable[str]:
     yield from conclusions(group)
 
 
-_DATASETS = {"brats": "BraTS", "brats-h5": "BraTS (H5 edition)", "brain-mri": "Brain Tumor MRI"}
+_DATASETS = {"brats": "BraTS", "brats-h5": "BraTS (H5 edition)", "brain-mri": "Brain Tumor MRI", "cheng": "Cheng set"}
 _SPLITS = {
     "by-patient": "No patient is in two parts of the split.",
     "deduplicated": "No image has an exact or near duplicate in another part of the split; other slices of its patient"

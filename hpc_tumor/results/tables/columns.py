@@ -145,10 +145,10 @@ def _range(values: Sequence[int | None]) -> str:
     return "" if not known else str(known[0]) if len(known) == 1 else f"{known[0]}–{known[-1]}"
 
 
-_DECIDED = "patient_accuracy"
 _OF_STRUCTURES = {f"dice_{structure}" for structure in STRUCTURES}
 _IMPORTANCE = {  # of scores on a narrow terminal, and the family of columns kept or dropped together
-    "balanced_accuracy": (25, ""), "auroc": (24, ""), "ece": (22, ""), "confidence": (4, ""),
+    "balanced_accuracy": (25, ""), "accuracy_patients": (52, ""), "accuracy_known": (42, ""), "auroc": (24, ""),
+    "ece": (22, ""), "confidence": (4, ""),
     "dice_NCR": (10, "labels"), "dice_ED": (10, "labels"), **{f"dice_{region}": (40, "regions") for region in REGIONS},
     "hd95": (45, ""), "nsd": (30, ""), "iou": (2, ""), "precision": (1, "errors"), "recall": (1, "errors"),
 }  # fmt: skip
@@ -159,10 +159,6 @@ COLUMNS = {
         Column("model", "left", key="model", cell=lambda row: row.name),
         Column("model", "left", key="label", cell=lambda row: row.label or row.name),
         Column("images", key="images", cell=lambda row: "" if row.kind == "decision" else _counted(row, row.main)),
-        Column("patients", key="decided", cell=lambda row: _counted(row, row.main) if row.kind == "decision" else ""),
-        Column("known: accuracy %", keep=42, key="known", cell=lambda row: _accuracy(row, "known_accuracy")),
-        Column("per patient: accuracy %", keep=52, key="per_patient", cell=lambda row: _accuracy(row, _DECIDED)),
-        Column("per patient: 95 % CI", key="per_patient_interval", cell=lambda row: _interval(row, _DECIDED)),
         Column("patients", key="patients", cell=lambda row: _counted(row, row.main)),
         Column("95 % CI", keep=60, key="interval", cell=lambda row: _interval(row, row.main)),
         Column("± sd", keep=55, key="sd", cell=_deviation),
@@ -174,6 +170,10 @@ COLUMNS = {
         Column("new images", key="new_images", cell=lambda row: _counted(row, "accuracy_new")),
         Column("new: accuracy %", keep=40, key="new", cell=lambda row: _accuracy(row, "accuracy_new")),
         Column("new: 95 % CI", key="new_interval", cell=lambda row: _interval(row, "accuracy_new")),
+        Column("images of known patients", key="known_images", cell=lambda row: _counted(row, "accuracy_known")),
+        Column("known: 95 % CI", key="known_interval", cell=lambda row: _interval(row, "accuracy_known")),
+        Column("known patients", key="known_patients", cell=lambda row: _counted(row, "accuracy_patients")),
+        Column("by patient: 95 % CI", key="patients_interval", cell=lambda row: _interval(row, "accuracy_patients")),
         Column("published", keep=50, key="published", cell=_published),
         Column("last", keep=8, key="last", cell=lambda row: _show_main(row, row.last)),
         Column("train", keep=20, key="train", cell=lambda row: _show_main(row, row.train)),

@@ -22,7 +22,8 @@ _MOST_AGAINST = 24  # tests against controls in it
 
 _BRIEF = {
     "classification": (
-        "label", "accuracy", "interval", "sd", "known", "per_patient", "new", "published", "balanced_accuracy", "auroc",
+        "label", "accuracy", "interval", "sd", "accuracy_known", "accuracy_patients", "new", "published",
+        "balanced_accuracy", "auroc",
         "ece", "confidence", "last", "train", "parameters", "gpus", "time", "memory", "epochs",
     ),
     "segmentation": (
@@ -33,14 +34,16 @@ _BRIEF = {
 _BRIEF_COSTS = {"parameters": "params", "time": "time", "memory": "GB", "epochs": "ep."}
 _BRIEF_TITLES = {
     "classification": {
-        "accuracy": "test %", "known": "known %", "per_patient": "patient %", "new": "new %", "published": "publ.† %",
+        "accuracy": "test %", "accuracy_known": "known %", "accuracy_patients": "patients %", "new": "new %",
+        "published": "publ.† %",
         "balanced_accuracy": "bal. %", "confidence": "conf. %", "last": "last %", "train": "train %", **_BRIEF_COSTS,
     },
     "segmentation": {"hd95": "HD95", "published": "publ.†", "precision": "prec.", **_BRIEF_COSTS},
 }  # fmt: skip
 _FULL = {
     "classification": (
-        "model", "images", "decided", "accuracy", "interval", "sd", "new_images", "new", "new_interval",
+        "model", "images", "accuracy", "interval", "sd", "new_images", "new", "new_interval",
+        "known_images", "accuracy_known", "known_interval", "known_patients", "accuracy_patients", "patients_interval",
         "balanced_accuracy", "precision", "recall", "f1", "mcc", "auroc", "nll", "brier", "ece", "confidence", "train",
         "last",
     ),

@@ -6,17 +6,13 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import get_args
 
 from hpc_tumor.results.compare.comparison import Group
-from hpc_tumor.results.compare.measures import CASES, COPIES
+from hpc_tumor.results.compare.measures import CASES
 from hpc_tumor.results.compare.published import LEAKS, PUBLISHED
 from hpc_tumor.results.compare.statistics import RESAMPLES
 from hpc_tumor.run_dir import Damage, describe_lost_weights
 from hpc_tumor.vocabulary import counted, listed
 
 FEW = 10  # test cases; below, bootstrap intervals are unreliable
-_KNOWN = {  # by column
-    "known": "known: test images of known patients.",
-    "per_patient": "patient: one decision for each known patient, by the mean probability of its images.",
-}
 _LAST_EPOCH = "last epoch"  # `chosen_by` of runs without a validation part
 
 
@@ -31,11 +27,7 @@ def group_notes(group: Group) -> tuple[str, ...]:
         first += " Train: accuracy in the last epoch; confidence: mean of the largest softmax value."
         if _looked_for_copies(group):
             notes.append("New: test images without an exact or near duplicate in training or validation.")
-        if any(entry.known for entry in group.entries):
-            notes.append(
-                "Known patients: rows of scores on their test images, and of one decision for each of them, by the mean"
-                " probability of its images; its true class is that of most of them. Means over the classes that occur."
-            )
+        notes += _patients(group)
     if _has_intervals(group):
         without = " None for ECE." if group.task == "classification" else ""
         notes.append(f"95 % CI: percentile bootstrap of the mean over {group.units}, {RESAMPLES:,} resamples.{without}")
@@ -55,9 +47,7 @@ def brief_notes(group: Group, left_out: Collection[str] = ()) -> tuple[str, ...]
         )
     elif _looked_for_copies(group) and "new" not in left_out:
         notes.append("new: test images without an exact or near duplicate in training or validation.")
-    if any(entry.known for entry in group.entries):
-        shown = [text for key, text in _KNOWN.items() if key not in left_out]
-        notes += [" ".join(shown)] if shown else []
+    notes += _patients(group, left_out)
     over = _spread(group)
     interval = f"95 % CI: bootstrap over {group.units}, {RESAMPLES:,} resamples." if _has_intervals(group) else ""
     spread = f"± sd: over {over} (n − 1)." if over else ""
@@ -100,6 +90,19 @@ def _looked_for_copies(group: Group) -> bool:
     return any("accuracy_new" in entry.cases.values for entry in group.entries)
 
 
+def _patients(group: Group, left_out: Collection[str] = ()) -> Iterator[str]:
+    """Explain scores of known patients, without those of columns `left_out`, and what counts as a patient."""
+    if not any("accuracy_patients" in entry.cases.values for entry in group.entries):
+        return
+    texts = {
+        "accuracy_known": "Known: test images of known patients.",
+        "accuracy_patients": "Patients: one decision per known patient, by the mean probabilities of its test images;"
+        " its class is that of most of them.",
+        "": "In intervals and tests, an image of an unknown patient counts as a patient of its own, with its copies.",
+    }
+    yield " ".join(text for key, text in texts.items() if key not in left_out)
+
+
 def _has_intervals(group: Group) -> bool:
     main = [entry.statistics.get(group.main) for entry in group.entries]
     return any(statistic is not None and statistic.low is not None for statistic in main)
@@ -140,9 +143,9 @@ def _unequal(group: Group) -> Iterator[str]:
     tested = {entry.cases.identity for entry in group.entries if entry.cases.identity}
     if earlier := group.without_patients:
         every = len(earlier) == len(group.entries)
-        who = "These runs are" if every else f"{listed([entry.name for entry in earlier])}: runs"
-        apart = "" if every or len(tested) > 1 else ", and not compared with the others"
-        yield f"{who} of a version that did not record patients: intervals and tests are over {COPIES}{apart}."
+        who = "These runs" if every else f"Runs of {listed([entry.name for entry in earlier])}"
+        apart = "" if every or len(tested) > 1 else "; they are not compared with the others"
+        yield f"{who} do not know the patients of their images: intervals and tests keep only copies together{apart}."
     if len(tested) > 1:
         yield (
             f"These runs were tested on {len(tested)} different sets of cases, so their scores are not all comparable;"

@@ -155,8 +155,8 @@ def _case_columns(entry: Entry, run: RunResult) -> dict[str, Callable[[], Iterab
     }
     columns["case"] = partial(map, harmless, cases.ids)
     texts = {**{f"status_{name}": cells for name, cells in cases.status.items()}, **_classes(cases.images)}
-    of_images = {"group": cases.copies, "unit": None if cases.patients is None else cases.groups}
-    names = {**of_images, "patient": cases.patients}
+    of_images = {"group": cases.copies, "unit": cases.groups if cases.by_patient else None}
+    names = {**of_images, "patient": None if cases.images is None else cases.images.patients}
     texts |= {name: cells for name, cells in names.items() if cells is not None}
     columns |= {name: partial(map, harmless, cells.tolist()) for name, cells in texts.items()}
     return columns | {name: partial(_numbers, cases.values, name) for name in cases.values}

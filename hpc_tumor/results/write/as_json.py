@@ -131,7 +131,7 @@ def _entry(entry: Entry) -> dict[str, Any]:
         "pooled": list(entry.pooled),
         "problem": entry.cases.problem,
         "statistics": {name: vars(statistic) for name, statistic in entry.statistics.items()},
-        "patients_recorded": None if entry.task == "segmentation" else entry.cases.patients is not None,
+        "by_patient": entry.cases.by_patient or entry.task == "segmentation",
         "status": {name: dict(entry.counted(name)) for name in entry.cases.status},
     }
 

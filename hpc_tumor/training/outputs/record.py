@@ -237,18 +237,22 @@ def _image_rows(
 ) -> list[dict[str, object]]:
     part, classes, store = state.parts.test.part, state.spec.classes or [], state.parts.store
     assert not isinstance(part, SlicePart)
-    patients, units = store.patients, image_patients(store)
+    patients = store.patients if store.names_patients else None
+    units = image_patients(store) if store.names_patients else store.group
     rows: list[dict[str, object]] = []
     for position in positions:
         row, label = probabilities[position], int(part.classes[position])  # type: ignore[attr-defined]
-        predicted, known, image = int(row.argmax()), {}, int(part.indices[position])  # type: ignore[attr-defined]
+        known: dict[str, object] = {}
+        predicted, image = int(row.argmax()), int(part.indices[position])  # type: ignore[attr-defined]
+        if patients is not None:
+            known = {"patient": patients[image], "unit": int(units[image])}
         if controls is not None:
             answers = {name: classes[answer[position]] for name, answer in controls.answers.items()}
-            known = {"known": int(controls.known[position]), **answers}
+            known |= {"known": int(controls.known[position]), **answers}
         rows.append({
             "case": state.parts.test_names[position], "label": classes[label], "prediction": classes[predicted],
             "correct": int(predicted == label), "confidence": float(row.max()),
-            "group": int(store.group[image]), "unit": int(units[image]), "patient": patients[image],
+            "group": int(store.group[image]),
             **known,
             **{f"p_{name}": float(probability) for name, probability in zip(classes, row, strict=True)},
         })  # fmt: skip

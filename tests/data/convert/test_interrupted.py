@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cheng_samples import arrays, write_mat
 from raw_samples import picture, tree, write_case, write_patients, write_pictures
 
 from hpc_tumor.data.phantom.dataset import make_phantom
@@ -23,10 +24,17 @@ HOWS = ("new", "update", "overwrite")
 ERRORS = ("ENOSPC", "EIO", "ESTALE", "EACCES", "ENOENT")
 
 
-def write_sources(folder: Path, images: bool) -> tuple[Path, Path]:
+def write_sources(folder: Path, kind: str) -> tuple[Path, Path]:
     """A small source, and the same with one case changed, one new and one gone."""
     source, changed = folder / "raw", folder / "changed"
-    if images:
+    if kind == "masks":
+        for number in (1, 59, 60):
+            write_mat(source / f"{number}.mat", arrays(number))
+        shutil.copytree(source, changed)
+        write_mat(changed / "1.mat", arrays(7))
+        write_mat(changed / "2.mat", arrays(8))
+        (changed / "60.mat").unlink()
+    elif kind == "images":
         write_pictures(source, 1, twins=False)
         shutil.copytree(source, changed)
         picture(7).save(changed / "Training" / "glioma" / "Tr-gl (0).png")
@@ -54,16 +62,23 @@ def quick(tmp_path: Path) -> Iterator[Path]:
 
 def interrupt(folder: Path, kind: str, which: str, *plans: str) -> int:
     """Return the number of conversions that killing.py ended."""
-    sources = map(str, write_sources(folder, kind == "images"))
+    sources = map(str, write_sources(folder, kind))
     command = [sys.executable, str(HERE / "killing.py"), kind, which, *sources, str(folder), *plans]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     return int(done.stdout)
 
 
-@pytest.mark.parametrize("kind", ["images", pytest.param("patients", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["images", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("masks", "patients"))]
+)
 def test_killed_at_each_kind_of_step(quick: Path, kind: str) -> None:
     assert interrupt(quick, kind, "sample", *(f"{how}=kill" for how in HOWS)) >= 40
+
+
+@pytest.mark.slow
+def test_an_update_of_an_earlier_store_killed_at_each_kind_of_step(quick: Path) -> None:
+    assert interrupt(quick, "images", "sample", "earlier=kill") >= 14
 
 
 @pytest.mark.slow
@@ -75,7 +90,7 @@ def test_a_disk_that_fails_from_each_kind_of_step_on(quick: Path, kind: str) -> 
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("how", HOWS)
-@pytest.mark.parametrize("kind", ["images", "patients"])
+@pytest.mark.parametrize("kind", ["images", "masks", "patients"])
 def test_killed_at_every_step(quick: Path, kind: str, how: str) -> None:
     """Right before every rename, new folder, removal and sync, and with every file opened but still empty."""
     assert interrupt(quick, kind, "all", f"{how}=kill") > 80

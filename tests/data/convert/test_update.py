@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from earlier_stores import make_schema_1
 
 from hpc_tumor.data.convert.prepare import prepare_dataset
+from hpc_tumor.data.convert.target import locked
 from hpc_tumor.data.convert.update import bring_up_to_date
 from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader
+from hpc_tumor.data.splits.near_duplicates import MEASURE
 from hpc_tumor.data.store.nodes import group_json, read_attributes
-from hpc_tumor.data.store.store import SINCE_2, Store
+from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError, StoreError
 
 
@@ -36,16 +42,7 @@ def old(new: Path, tmp_path: Path) -> Path:
     """A store as the first schema had it."""
     store = tmp_path / "old.zarr"
     shutil.copytree(new, store)
-    index = store / "index"
-    (index / "copies").rename(index / "group")
-    for name in SINCE_2:
-        shutil.rmtree(index / name, ignore_errors=True)
-    attributes = {name: values for name, values in (read_attributes(index) or {}).items() if name not in SINCE_2}
-    (index / "zarr.json").write_bytes(group_json(attributes))
-    about = (read_attributes(store) or {})["hpc_tumor"]
-    options = {**about["options"], "near_duplicates": "by the frame"}
-    about |= {"schema": 1, "fingerprint": "1" * 64, "options": options}
-    (store / "zarr.json").write_bytes(group_json({"hpc_tumor": about}))
+    make_schema_1(store)
     return store
 
 
@@ -107,10 +104,65 @@ def test_a_store_is_complete_wherever_an_update_ends(
     assert files_of(old) == files_of(new)
 
 
-def test_a_store_that_is_being_converted_is_left_alone(old: Path) -> None:
-    from hpc_tumor.data.convert.target import locked
+@pytest.mark.slow
+def test_two_updates_at_once_leave_one_store(old: Path, new: Path) -> None:
+    """Each updates it, finds that the other has, or says that the other is at it."""
+    code = "import sys; from hpc_tumor import cli; sys.exit(cli.main(['patients', sys.argv[1]]))"
+    both = [
+        subprocess.Popen([sys.executable, "-c", code, str(old)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=60)[1].decode() for process in both]
+    assert 0 in [process.returncode for process in both]
+    assert all(
+        process.returncode == 0 or "is being converted by process" in text
+        for process, text in zip(both, said, strict=True)
+    )
+    assert sum("was brought up to date" in text for text in said) == 1
+    assert files_of(old) == files_of(new)
 
+
+def test_a_store_that_is_being_converted_is_left_alone(old: Path) -> None:
     before = files_of(old)
     with locked(old), pytest.raises(DataError, match="is being converted by process"):
         bring_up_to_date(old)
     assert files_of(old) == before
+
+
+def test_read_only_stores(old: Path, new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new one needs no update, an old one cannot be updated; root may write everywhere, so access is denied here."""
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    assert bring_up_to_date(new) is None
+    before = files_of(old)
+    with pytest.raises(StoreError, match=r"old\.zarr was converted .* cannot write to it\. Copy it .* patients COPY"):
+        bring_up_to_date(old)
+    assert files_of(old) == before
+
+
+@pytest.mark.parametrize("column", ["thumbnail", "label", "part", "identical", "group"])
+def test_a_damaged_old_store_is_refused_unchanged_and_converted_again(old: Path, raw: Path, column: str) -> None:
+    shard = next((old / "index" / column / "c").rglob("0*"))
+    while shard.is_dir():
+        shard = next(shard.iterdir())
+    shard.write_bytes(shard.read_bytes()[:-1])
+    before = files_of(old)
+    with pytest.raises(DataError, match=f"the index column {column} is missing or damaged.*--overwrite"):
+        prepare_dataset(BrainMRIReader(), raw, old, workers=1)
+    assert files_of(old) == before
+    assert prepare_dataset(BrainMRIReader(), raw, old, workers=1, overwrite=True).converted == 12
+
+
+def test_an_unfinished_old_store_is_refused_with_what_helps(old: Path) -> None:
+    about = (read_attributes(old) or {})["hpc_tumor"]
+    (old / "zarr.json").write_bytes(group_json({"hpc_tumor": {**about, "complete": False}}))
+    assert bring_up_to_date(old) is None
+    with pytest.raises(StoreError, match=r"unfinished\. Convert again: .*prepare-data SOURCE .*old\.zarr --overwrite"):
+        Store.open(old)
+
+
+def test_other_options_of_an_old_store_are_kept(old: Path) -> None:
+    about = (read_attributes(old) or {})["hpc_tumor"]
+    options = {**about["options"], "crop": "none"}
+    (old / "zarr.json").write_bytes(group_json({"hpc_tumor": {**about, "options": options}}))
+    bring_up_to_date(old)
+    assert Store.open(old).options == {**options, "near_duplicates": MEASURE}

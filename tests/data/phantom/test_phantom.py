@@ -8,12 +8,14 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
 
+from hpc_tumor.data.patients.reference import class_of_slice, family, pid_of
 from hpc_tumor.data.phantom import dataset as phantom
 from hpc_tumor.data.phantom.dataset import (
     BRATS_SHAPE,
@@ -22,6 +24,7 @@ from hpc_tumor.data.phantom.dataset import (
 )
 from hpc_tumor.data.phantom.patient import make_patient, smooth_noise
 from hpc_tumor.data.phantom.slices import PAINT_SIGN, Canvas, paint_head
+from hpc_tumor.data.raw.cheng import read_folds, read_slice
 from hpc_tumor.errors import HpcTumorError, UsageError
 from hpc_tumor.vocabulary import CLASSES
 
@@ -54,7 +57,9 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- both ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("dataset", "cases", "shape"), [("brats", 2, TINY), ("brain-mri", 12, None)])
+@pytest.mark.parametrize(
+    ("dataset", "cases", "shape"), [("brats", 2, TINY), ("brain-mri", 12, None), ("cheng", 4, None)]
+)
 def test_the_seed_alone_decides_the_bytes(
     tmp_path: Path, dataset: str, cases: int, shape: tuple[int, ...] | None
 ) -> None:
@@ -67,7 +72,9 @@ def test_the_seed_alone_decides_the_bytes(
     assert all(one[name] != three[name] for name in images)
 
 
-@pytest.mark.parametrize(("dataset", "few", "many", "shape"), [("brats", 1, 4, TINY), ("brain-mri", 9, 30, None)])
+@pytest.mark.parametrize(
+    ("dataset", "few", "many", "shape"), [("brats", 1, 4, TINY), ("brain-mri", 9, 30, None), ("cheng", 3, 6, None)]
+)
 def test_a_case_does_not_depend_on_how_many_there_are(
     tmp_path: Path, dataset: str, few: int, many: int, shape: tuple[int, ...] | None
 ) -> None:
@@ -89,6 +96,7 @@ def test_a_case_does_not_depend_on_how_many_there_are(
         ("brats", 1, {"shape": (16, 48, 16)}, r"at least \(32, 32, 12\)"),
         ("brats", 1, {"shape": (48, 48)}, r"\(x, y, z\)"),
         ("brain-mri", 1, {"shape": (48, 48, 16)}, "brats"),
+        ("cheng", 3065, {}, "has 3,064 slices"),
     ],
 )
 def test_what_cannot_be_made_is_refused_and_leaves_nothing(
@@ -99,7 +107,7 @@ def test_what_cannot_be_made_is_refused_and_leaves_nothing(
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("dataset", ["brats", "brain-mri"])
+@pytest.mark.parametrize("dataset", ["brats", "brain-mri", "cheng"])
 def test_a_folder_in_use_is_left_alone(tmp_path: Path, dataset: str) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"not empty.*new folder"):
@@ -312,3 +320,44 @@ def test_each_class_shows_its_sign(seed: int) -> None:
         else:
             assert np.abs(canvas.x[bright]).max() < 0.25
             assert np.abs(canvas.y[bright] + 0.17).max() < 0.25
+
+
+# --- the Cheng set ----------------------------------------------------------------------------------------------------
+
+
+def test_cheng_slices_are_of_published_patients_with_a_visible_tumour(tmp_path: Path) -> None:
+    """Three slices a patient, families with suffix letters, both sizes, and masks where the picture is brighter."""
+    paths = make_phantom(tmp_path / "raw", "cheng", 12, 0)
+    numbers = [int(path.stem) for path in paths]
+    slices = {number: read_slice(path) for number, path in zip(numbers, paths, strict=True)}
+    assert all((one.kind, one.pid) == (class_of_slice(n), pid_of(n)) for n, one in slices.items())
+    assert set(Counter(one.kind for one in slices.values())) == {"glioma", "meningioma", "pituitary"}
+    families = {family(one.pid): one.pid for one in slices.values()}
+    assert any(families[family(one.pid)] != one.pid for one in slices.values())
+    assert max(Counter(one.pid for one in slices.values()).values()) == 3
+    assert Counter(one.grey.shape[0] for one in slices.values()) == {512: 11, 256: 1}
+    for one in slices.values():
+        x, y = one.border.T
+        rows, columns = np.nonzero(one.mask)
+        assert (x.min(), x.max(), y.min(), y.max()) == pytest.approx(
+            (columns.min() + 1, columns.max() + 1, rows.min() + 1, rows.max() + 1), abs=12
+        )
+        if one.kind != "glioma":
+            assert one.grey[one.mask > 0].mean() > 1.3 * one.grey[one.mask == 0].mean()
+    folds = read_folds(tmp_path / "raw" / "cvind.mat")
+    assert all(len({folds[n - 1] for n in numbers if pid_of(n) == pid}) == 1 for pid in map(pid_of, numbers))
+
+
+def test_cheng_slices_open_in_matlab(tmp_path: Path) -> None:
+    """The start of the file and the attributes are those by which MATLAB knows its files and types."""
+    path = make_phantom(tmp_path / "raw", "cheng", 1, 0)[0]
+    start = path.read_bytes()[:520]
+    assert start.startswith(b"MATLAB 7.3 MAT-file")
+    assert start[124:128] == b"\x00\x02IM"
+    assert start[512:] == b"\x89HDF\r\n\x1a\n"
+    with h5py.File(path) as file:
+        kinds = {name: data.attrs["MATLAB_class"].decode() for name, data in file["cjdata"].items()}
+        assert file["cjdata"].attrs["MATLAB_class"] == b"struct"
+    assert kinds == {
+        "PID": "char", "image": "int16", "label": "double", "tumorBorder": "double", "tumorMask": "logical",
+    }  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,12 +21,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 from bounded import Watch, run
+from cheng_samples import SIDE, arrays, write_mat
 from raw_samples import list_cases, write_case
+from scipy.io import savemat
 
 from hpc_tumor.data.brain import brain_statistics
 from hpc_tumor.data.case import Case, SourceFile
+from hpc_tumor.data.patients.reference import SLICES
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader
 from hpc_tumor.data.raw.brats import BraTSReader
+from hpc_tumor.data.raw.cheng import read_folds, read_slice
 from hpc_tumor.data.raw.clinical_table import read_table
 from hpc_tumor.data.raw.files.h5_slice import read_h5
 from hpc_tumor.data.raw.files.h5_subprocess import H5Process, read_h5_in_subprocess
@@ -198,6 +203,33 @@ def test_h5_files(tmp_path: Path) -> None:
     run(read_h5s, tmp_path, 7, 500, least=500)
 
 
+def read_mats(watch: Watch, folder: Path, seed: int, count: int) -> None:
+    """Damage small files of slices and folds, of both versions; half of the bytes are those of the structure."""
+    random, path = np.random.default_rng(seed), folder / "7.mat"
+    values = {**arrays(), "image": np.diag(np.arange(SIDE)).astype(np.int16)}
+    good = write_mat(path, values).read_bytes()
+    old = io.BytesIO()
+    savemat(old, {"cvind": np.ones((1, SLICES))}, do_compression=True)
+    for _ in range(count):
+        if random.random() < 0.2:
+            name, data = fuzzing.damaged(random, old.getvalue())
+            path.write_bytes(data)
+            watch.read(name, lambda: read_folds(path), names=path.name, holds=GZIP_RATIO * len(data))
+            continue
+        name, data = fuzzing.damaged(random, good)
+        path.write_bytes(data)
+        found = watch.read(name, lambda: read_slice(path), names=path.name, holds=GZIP_RATIO * len(data))
+        if found is not None:
+            assert found.grey.shape == found.mask.shape
+            assert found.mask.max() <= 1
+            assert re.fullmatch(r"[\w.-]+", found.pid, re.ASCII)
+
+
+@pytest.mark.slow
+def test_mat_files(tmp_path: Path) -> None:
+    run(read_mats, tmp_path, 9, 400, least=400)
+
+
 def test_h5_file_that_takes_its_reader_along(tmp_path: Path) -> None:
     """Byte 928, of the filters of a dataset, from 11 to 123: HDF5 2.0 writes outside its memory, and mostly aborts."""
     path, good = tmp_path / "volume_1_slice_0.h5", h5_sample()
@@ -244,7 +276,7 @@ def test_h5_file_is_not_blamed_for_what_one_before_it_did_to_the_reader(tmp_path
         (read_patients, (103, 2000)), (read_images, (fuzzing_images.jpeg, 104, 5000)),
         (read_images, (fuzzing_images.png, 105, 5000)), (read_images, (fuzzing_images.tiff, 108, 5000)),
         (read_images, (fuzzing_images.bmp, 109, 3000)), (read_images, (fuzzing_images.webp, 110, 3000)),
-        (read_tables, (106, 2000)), (read_h5s, (107, 5000)),
+        (read_tables, (106, 2000)), (read_h5s, (107, 5000)), (read_mats, (111, 5000)),
     ],
     ids=lambda value: value.__name__ if callable(value) else None,
 )  # fmt: skip

@@ -42,6 +42,8 @@ EMPTY = FileKind("an empty file", _AGAIN)
 DICOM = FileKind("a DICOM file", "Convert DICOM series to NIfTI with dcm2niix, one folder per patient.")
 NIFTI = FileKind("a NIfTI file", "A patient is a folder with four scans and a segmentation.")
 HDF5 = FileKind("an HDF5 file", "Rename it to end in .h5.")
+MAT5 = FileKind("a MATLAB file of a version before 7.3", "Save it in MATLAB with `save -v7.3`.")
+MAT73 = FileKind("a MATLAB file", "Rename it to end in .mat.")
 JPEG = FileKind("a JPEG image", "Rename it to end in .jpg.")
 PNG = FileKind("a PNG image", "Rename it to end in .png.")
 BMP = FileKind("a BMP image", "Rename it to end in .bmp.")
@@ -77,7 +79,7 @@ _STARTS = (
     (0, b"\xfd7zXZ\0", _archive("an xz file")), (0, b"\x28\xb5\x2f\xfd", _archive("a Zstandard file")),
     (0, b"%PDF", FileKind("a PDF document", "Take it out of the dataset.")),
     (0, b"NRRD000", FileKind("an NRRD scan", _SCAN)), (0, b"ObjectType =", FileKind("a MetaImage scan", _SCAN)),
-    (0, b"MATLAB 5.0 MAT-file", FileKind("a MATLAB file", _SCAN)),
+    (0, b"MATLAB 5.0 MAT-file", MAT5), (0, b"MATLAB 7.3 MAT-file", MAT73),
     (0, b"\x93NUMPY", FileKind("a NumPy array", _SCAN)),
 )  # fmt: skip
 LOOP = FileKind("a link that points to itself", "Remove it, or replace it with the file or folder.",

@@ -17,8 +17,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_tumor.data.raw.files.file_kind import HDF5, wrong_kind_error
+from hpc_tumor.data.raw.files.file_kind import HDF5, MAT5, MAT73, START, kind_of, wrong_kind_error
 from hpc_tumor.data.raw.files.listing import read_source
+from hpc_tumor.data.raw.files.mat5 import read_mat5
 from hpc_tumor.errors import DataError
 from hpc_tumor.vocabulary import printable
 
@@ -29,19 +30,25 @@ except ImportError:
 
 MAX_BYTES = 64 << 20  # of one dataset; a slice takes 2 MB
 _FILTERS = {h5py.h5z.FILTER_DEFLATE: "gzip", h5py.h5z.FILTER_SHUFFLE: "shuffle"}
+_KINDS = {"f": "floating point", "u": "unsigned integers", "i": "signed integers"}
 
 
 def read_h5(path: Path, wanted: Mapping[str, str]) -> tuple[dict[str, NDArray[Any]], str]:
     """Read the datasets of `path` named in `wanted`, and the SHA-256 of the file.
 
+    MATLAB's files are read too: those of version 7.3, which are HDF5 after 512 bytes, and top-level arrays of older
+    ones.
+
     Args:
-        wanted: required NumPy kind of each dataset: "f" floating point, "u" unsigned integer.
+        wanted: required NumPy kind of each dataset: "f" floating point, "u" unsigned integer, "i" signed integer.
 
     Raises DataError, which names the file, if it is damaged, lacks a dataset, or a dataset is of another type, linked,
     virtual, external, incomplete, larger than `MAX_BYTES`, or uses filters other than gzip and shuffle.
     """
     data = read_source(path)
     digest = hashlib.sha256(data).hexdigest()
+    if kind_of(data[:START]) == MAT5 and path.suffix.lower() == ".mat":
+        return read_mat5(path, data, wanted), digest
     try:
         with h5py.File(h5py.h5f.open_file_image(data)) as file:
             arrays = {name: _read(_plain(file, name, path), kinds, path) for name, kinds in wanted.items()}
@@ -49,18 +56,24 @@ def read_h5(path: Path, wanted: Mapping[str, str]) -> tuple[dict[str, NDArray[An
         raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, NotImplementedError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise wrong_kind_error(path, "a valid HDF5 file", data, f" ({why}). Fetch it again.", [HDF5]) from error
+        raise wrong_kind_error(path, "a valid HDF5 file", data, f" ({why}). Fetch it again.", [HDF5, MAT73]) from error
     return arrays, digest
 
 
 def _plain(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
-    link = file.get(name, getlink=True)  # does not follow it
-    if link is None:
-        names = ", ".join(itertools.islice(file.keys(), 8)) or "nothing"
-        raise DataError(f"{path} has no dataset {name}: it contains {printable(names)}.")
-    if not isinstance(link, h5py.HardLink):
-        raise DataError(f"{path}: {name} is a soft or external link: not followed.")
-    dataset = file[name]
+    group, keys = file, name.split("/")
+    for depth, key in enumerate(keys, 1):
+        link = group.get(key, getlink=True)  # does not follow it
+        if link is None:
+            names = ", ".join(itertools.islice(group.keys(), 8)) or "nothing"
+            raise DataError(f"{path} has no dataset {name}: it contains {printable(names)}.")
+        if not isinstance(link, h5py.HardLink):
+            raise DataError(f"{path}: {'/'.join(keys[:depth])} is a soft or external link: not followed.")
+        if depth < len(keys):
+            group = group[key]
+            if not isinstance(group, h5py.Group):
+                raise DataError(f"{path}: {key} is a {type(group).__name__.lower()}, not a group.")
+    dataset = group[keys[-1]]
     if not isinstance(dataset, h5py.Dataset):
         raise DataError(f"{path}: {name} is a {type(dataset).__name__.lower()}, not a dataset.")
     if dataset.is_virtual or dataset.id.get_create_plist().get_external_count():
@@ -71,8 +84,7 @@ def _plain(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
 def _read(dataset: h5py.Dataset, kinds: str, path: Path) -> NDArray[Any]:
     name, dtype, shape = dataset.name.lstrip("/"), dataset.dtype, dataset.shape
     if dtype.kind not in kinds:
-        expected = "floating point" if kinds == "f" else "unsigned integers"
-        raise DataError(f"{path}: {name} has type {dtype}, not {expected}.")
+        raise DataError(f"{path}: {name} has type {dtype}, not {_KINDS[kinds]}.")
     if not shape or math.prod(shape) * dtype.itemsize > MAX_BYTES or min(shape) < 1:
         raise DataError(f"{path}: {name} has the shape {shape}, which is not a slice.")
     if dataset.chunks is not None:

@@ -1,0 +1,37 @@
+"""Reader of arrays in untrusted MATLAB files of versions 5 to 7.2; used only in the process of `h5_subprocess`."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpc_tumor.data.raw.files.file_kind import MAT5
+from hpc_tumor.errors import DataError
+from hpc_tumor.vocabulary import printable
+
+
+def read_mat5(path: Path, data: bytes, wanted: Mapping[str, str]) -> dict[str, NDArray[Any]]:
+    """Read the top-level numeric arrays named in `wanted` from the content of `path`, of any numeric type.
+
+    Raises DataError if the file is damaged, or lacks an array.
+    """
+    from scipy.io import loadmat  # takes a third of a second
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about damaged parts, which are refused if they matter
+            values = loadmat(io.BytesIO(data), variable_names=list(wanted))
+    except Exception as error:  # scipy raises any exception on damaged files
+        why = printable(str(error).splitlines()[0] if str(error) else type(error).__name__)
+        raise DataError(f"{path} is not a valid MATLAB file ({why}). Fetch it again.") from error
+    for name in wanted:
+        array = values.get(name)
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or not array.size:
+            raise DataError(f"{path} is {MAT5.text}, without an array {name}. {MAT5.advice}")
+    return {name: values[name] for name in wanted}
