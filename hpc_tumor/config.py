@@ -21,7 +21,7 @@ from hpc_tumor.vocabulary import parse_seconds, series
 
 Task = Literal["classification", "segmentation"]
 SPLITS: dict[str, tuple[str, ...]] = {
-    "classification": ("deduplicated", "published"),
+    "classification": ("by-patient", "deduplicated", "published"),
     "segmentation": ("by-patient", "published"),
 }
 CLASSIFICATION_SIZE = 128  # pixels per side for training, in the published study
@@ -40,6 +40,8 @@ ALLOWED_BEST_BY = {
     " for one class (recall_glioma)",
     "segmentation": "loss, dice, iou, precision or recall; all but loss also for NCR, ED, ET, WT or TC (dice_WT)",
 }
+_EXCLUSIVE = (*(("split_file", name) for name in ("split", "fold", "conflicts", "test_source")),
+              ("test_source", "split"), ("test_source", "fold"))  # fmt: skip
 OUTPUTS = {"classification": 4, "segmentation": 3}  # classes; labels NCR/NET, ED and ET
 
 
@@ -60,6 +62,12 @@ class DataSettings(Settings):
     split_file: Annotated[Path, AfterValidator(Path.absolute)] | None = Field(
         None, description="split file created by `hpc-tumor split`, instead of `split` and `fold`"
     )
+    conflicts: Literal["exclude", "keep"] | None = Field(
+        None,
+        description="images whose class is contradicted by a copy or the Cheng set: in no part (exclude) or as filed;"
+        " absent: exclude, but keep in the published split",
+    )
+    test_source: str | None = Field(None, description="source of the images to test on; those of the others train")
     fold: int | None = Field(None, ge=0, description="index of the test fold, from 0; absent: a single split")
     split_seed: int = Field(
         0, ge=0, lt=2**31, description="seed of the split only, so that runs with different seeds test the same cases"
@@ -223,9 +231,6 @@ class Experiment(Settings):
                 "recipe.class_weights",
                 f"= {list(weights)} does not fit {self.task}: give {outputs} numbers above 0, or balanced",
             )
-        for name in ("split", "fold"):
-            if self.data.split_file is not None and (value := getattr(self.data, name)) is not None:
-                raise SettingError(f"data.{name}", f"= {value!r} conflicts with data.split_file: leave out one of them")
         recipe = self.recipe
         if recipe.warmup_epochs >= recipe.epochs and recipe.warmup_epochs:
             raise SettingError(
@@ -242,16 +247,25 @@ class Experiment(Settings):
                 "best_by",
                 f"= {self.best_by!r} cannot choose the best epoch of {self.task}: choose {ALLOWED_BEST_BY[self.task]}",
             )
-        if self.data.fold is not None and self.data.fold >= self.data.folds:
-            raise SettingError(
-                "data.fold", f"= {self.data.fold} of {self.data.folds} folds: choose 0 to {self.data.folds - 1}"
-            )
         if self.recipe.batch_size < self.hardware.gpus:
             raise SettingError(
                 "recipe.batch_size",
                 f"= {self.recipe.batch_size} cannot be divided among {self.hardware.gpus} GPUs:"
                 " choose fewer GPUs or a larger batch",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _settings_of_the_split(self) -> Self:
+        data = self.data
+        if data.fold is not None and data.fold >= data.folds:
+            raise SettingError("data.fold", f"= {data.fold} of {data.folds} folds: choose 0 to {data.folds - 1}")
+        for name in ("conflicts", "test_source"):
+            if (value := getattr(data, name)) is not None and self.task != "classification":
+                raise SettingError(f"data.{name}", f"= {value!r} is not for {self.task}: leave it out")
+        for one, other in _EXCLUSIVE:
+            if getattr(data, one) is not None and (value := getattr(data, other)) is not None:
+                raise SettingError(f"data.{other}", f"= {value!r} conflicts with data.{one}: leave out one of them")
         return self
 
     def check_classes(self, classes: Sequence[str]) -> None:

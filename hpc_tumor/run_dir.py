@@ -39,6 +39,7 @@ from tempfile import TemporaryFile
 from typing import Any, Literal, get_args
 
 from hpc_tumor.config import Experiment
+from hpc_tumor.earlier import with_earlier_defaults
 from hpc_tumor.errors import DataError, UsageError
 from hpc_tumor.system import atomic
 from hpc_tumor.validation import build
@@ -146,7 +147,7 @@ class RunDir:
         values = read_json(self.config)
         if values is None:
             raise UsageError(f"{self.path} is not a run directory: it has no readable {self.config.name}.")
-        return build(Experiment, values, where=str(self.config))
+        return build(Experiment, with_earlier_defaults(values), where=str(self.config))
 
     def set_gpus(self, gpus: int) -> None:
         """Change the number of ranks. Raises UsageError if it exceeds the batch size."""

@@ -16,6 +16,7 @@ from typing import Any
 import platformdirs
 
 from hpc_tumor.config import Experiment
+from hpc_tumor.earlier import earlier_defaults
 from hpc_tumor.errors import DataError, UsageError, unknown
 from hpc_tumor.system.resources import NO_HOME
 from hpc_tumor.validation import build, fields_of, parse_text, unknown_setting
@@ -38,6 +39,7 @@ _OTHER_VARIABLES = {
 # ranks, threads or micro-batches, up to the order of additions. All others, including later ones, must not change.
 MAY_CHANGE = frozenset({
     "data.store", "data.split_file",  # their contents are compared instead
+    "data.conflicts",  # the number of images left out is compared instead
     "data.keep", "data.keep_gb", "hardware.gpus", "hardware.threads", "hardware.timeout_minutes", "checkpoint_minutes",
     "keep_every", "profile", "tensorboard", "scoring.flips", "scoring.clean",
     "hardware.precision",  # the format in use is compared instead
@@ -254,6 +256,8 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple
 
     Both mappings are by dotted name. A setting missing from `before` was added later and had its default.
     """
+    data = {name.removeprefix("data."): value for name, value in before.items() if name.startswith("data.")}
+    before = {**before, **{f"data.{name}": value for name, value in earlier_defaults(now["task"], data).items()}}
     fields = fields_of(Experiment)
     fixed = {"recipe.epochs"} if now["recipe.schedule"] in ("cosine", "polynomial") else set()
     fixed |= {"hardware.compile"} if now["hardware.compile"] != "auto" else set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from hpc_tumor.config import ClusterProfile, Experiment, LimitSettings
 from hpc_tumor.errors import UsageError, unknown
+from hpc_tumor.run_dir import RunDir
 from hpc_tumor.settings import MAY_CHANGE, changed_settings, merge, parse_assignments, resolve, settings_by_name
 from hpc_tumor.validation import build, fields_of
 
@@ -23,11 +25,37 @@ def refusal(**changes: object) -> str:
     return str(caught.value)
 
 
+def test_a_run_of_a_version_that_split_by_copies_stays_as_it_was(tmp_path: Path) -> None:
+    """Its settings name no split and no `conflicts`: it resumes on the deduplicated split, with all images."""
+    run = RunDir.create(tmp_path, build(Experiment, {**UNET, "task": "classification"}, where="here"))
+    new = run.experiment()
+    assert (new.data.split, new.split, new.data.conflicts) == (None, "by-patient", None)
+    before = {name: value for name, value in settings_by_name(new).items() if name != "data.conflicts"}
+    config = json.loads(run.config.read_text())
+    del config["data"]["conflicts"]
+    run.config.write_text(json.dumps(config))
+    old = run.experiment()
+    assert (old.split, old.data.conflicts) == ("deduplicated", "keep")
+    assert old != new  # so that `submit` does not take one for the other
+    assert changed_settings(before, settings_by_name(old)) == ([], [])
+    assert changed_settings(before, settings_by_name(new))[1] == ['data.split = null, but was "deduplicated"']
+    for chosen in ({"split": "published"}, {"split_file": "/a.json"}):
+        run.config.write_text(json.dumps({**config, "data": {**config["data"], **chosen}}))
+        assert run.experiment().data.conflicts is None
+
+
+def test_conflicts_are_of_images_and_of_no_split_file() -> None:
+    data = {"store": "a.zarr", "conflicts": "keep"}
+    assert "data.conflicts = 'keep' is not for segmentation" in refusal(data=data)
+    from_file = refusal(task="classification", data={**data, "split_file": "a.json"})
+    assert "data.conflicts = 'keep' conflicts with data.split_file" in from_file
+
+
 def test_defaults_follow_the_task() -> None:
     segmentation = build(Experiment, UNET, where="here")
     assert (segmentation.split, segmentation.loss) == ("by-patient", "bce")
     classification = build(Experiment, {**UNET, "task": "classification"}, where="here")
-    assert (classification.split, classification.loss) == ("deduplicated", "cross-entropy")
+    assert (classification.split, classification.loss) == ("by-patient", "cross-entropy")
 
 
 def test_unknown_setting_names_the_nearest_or_those_of_its_section() -> None:

@@ -32,18 +32,24 @@ if TYPE_CHECKING:
     from hpc_tumor.data.splits.split_file import Split
     from hpc_tumor.data.store.store import Store
 
-Source = Annotated[Path, argument("SOURCE", "Folder with the raw scans.")]
+Sources = Annotated[
+    list[str] | None, argument("SOURCE", "Folders with the raw scans, several only of images; or NAME=FOLDER.")
+]
 StoreToWrite = Annotated[Path, argument("STORE", "Zarr store to create or update.")]
 Dataset = Annotated[str, option("--dataset", value="KIND", text="Dataset: auto, brats, brats-h5, brain-mri or cheng.")]
 Workers = Annotated[
     int | None, option("--workers", value="N", text="Processes, or array tasks with --cluster; default: one per CPU.")
 ]
 Strict = Annotated[bool, flag("--strict", text="Stop at the first case that cannot be read.")]
+Remove = Annotated[
+    list[str] | None, option("--remove", value="NAME", text="Source whose images are removed from the store.")
+]
 Prune = Annotated[bool, flag("--prune", text="Remove cases missing from the source, even if they are most.")]
 
 
 def prepare_data(
-    source: Source,
+    sources: Sources = None,
+    *,
     store: StoreToWrite,
     dataset: Dataset = "auto",
     labels: Edition = None,
@@ -51,6 +57,7 @@ def prepare_data(
     overwrite: Overwrite = False,
     strict: Strict = False,
     prune: Prune = False,
+    remove: Remove = None,
     cluster: Cluster = None,
     account: Account = None,
     partition: Partition = None,
@@ -63,41 +70,38 @@ def prepare_data(
 
     With --cluster, a SLURM array converts the cases, by default with 1 GB per CPU, and the command waits for it.
 
+    Images of several folders make one store; later, only some of them may be given.
+
     --labels sets the label numbers of segmentations whose case names do not tell their edition.
 
     Examples:
 
-    hpc-tumor prepare-data MICCAI_BraTS2020_TrainingData scratch/brats.zarr
-
     hpc-tumor prepare-data raw scratch/brats.zarr --cluster orfeo-gpu --account NAME
+
+    hpc-tumor prepare-data kaggle other=downloads/archive scratch/images.zarr
     """
-    from hpc_tumor.cli.views.conversion import failed_cases_error, source_lines, summary_lines
+    from hpc_tumor.cli.views.conversion import failed_cases_error, show_sources, summary_lines
     from hpc_tumor.cluster.convert.command import conversion_on
-    from hpc_tumor.data.convert.prepare import prepare_dataset
-    from hpc_tumor.data.raw.sources import inspect_source
+    from hpc_tumor.data.convert.prepare import inspect_sources, prepare_sources
 
     convert = conversion_on(
         cluster, workers, out.note, account=account, partition=partition, walltime=walltime, memory_gb=memory_gb
     )
-    report = inspect_source(source, dataset, labels)
-    for line in source_lines(report):
-        out.note(line)
-    for note in report.notes:
-        out.warning(note)
+    inspected = inspect_sources(sources or [], store, dataset, labels, remove or [])
+    show_sources(inspected)
     with out.progress("converting", "cases") as progress:
-        summary = prepare_dataset(
-            report.reader, source, store, workers=workers, overwrite=overwrite, strict=strict, prune=prune,
-            convert=convert, progress=progress, report=report,
+        summary = prepare_sources(
+            inspected, store, workers=workers, overwrite=overwrite, strict=strict, prune=prune, convert=convert,
+            progress=progress,
         )  # fmt: skip
-    for note in summary.notes[len(report.notes) :]:
+    for note in summary.notes[len(inspected.notes) :]:
         out.warning(note)
     out.result(asdict(summary), show=lambda: out.pairs(summary_lines(summary)))
     if summary.failed:
         raise failed_cases_error(summary)
     model = "unet" if summary.dataset in ("brats", "brats-h5") else "cnn"
-    out.hints(
-        "Next:", [(f"hpc-tumor submit --model {model} --data {shlex.quote(str(store))}", "train a network on it")]
-    )
+    command = ["hpc-tumor", "submit", "--model", model, "--data", str(store)]
+    out.hints("Next:", [(shlex.join(command), "train a network on it")])
 
 
 def split(
@@ -159,8 +163,8 @@ def _from_folds(store: Store, experiment: Experiment, file: Path, as_published: 
         raise UsageError(f"--folds-from {file}: choose the fold to test on, from --set fold=0 to fold=4.")
     if data.folds != FOLDS:
         raise UsageError(f"--folds-from {file} has {FOLDS} folds: leave out --set folds.")
-    if data.split is not None or data.split_file is not None:
-        raise UsageError(f"--folds-from {file} is itself a split: leave out --set split and split_file.")
+    if data.split is not None or data.split_file is not None or data.test_source is not None:
+        raise UsageError(f"--folds-from {file} is itself a split: leave out --set split, split_file and test_source.")
     parts, notes = split_by_folds(
         store, read_folds(file), data.fold, seed=data.split_seed, val_fraction=data.val_fraction,
         as_published=as_published,

@@ -202,7 +202,10 @@ def _check_split(experiment: Experiment, store: Store, opened: Stores) -> None:
         split = split_of(experiment, store)
         opened.split.add(key)
         if split.leaks:
-            out.warning(f"split {split.kind} of {store.path.name} leaks: its scores are inflated, and marked as such")
+            found = f" ({split.leakage.describe()})" if split.leakage else ""
+            out.warning(
+                f"split {split.kind} of {store.path.name} leaks{found}: its scores are inflated, and marked as such"
+            )
 
 
 def experiment_for(store: Store, assignments: Sequence[str]) -> Experiment:

@@ -180,6 +180,7 @@ def _identity(experiment: Experiment, parts: Parts, precision: Precision) -> dic
         "filters": experiment.model.filters,
         "store fingerprint": parts.store.fingerprint,
         "split": parts.split.kind,
+        "images left out for their class": parts.split.excluded or None,  # in checkpoints of later versions only
         "split seed": parts.split.seed,
         "fold": experiment.data.fold,
         "seed": experiment.seed,

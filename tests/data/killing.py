@@ -2,8 +2,9 @@
 
 Run as `python killing.py KIND WHICH SOURCE CHANGED FOLDER HOW=WHAT ...`. WHAT is `kill` (kill -9 right before the
 change), or an error such as ENOSPC that all changes raise from there on; of several, `ENOSPC,EIO`, each is used in
-turn. WHICH is `all`, or `sample`: one change of each kind, that is of each system call in each function. Prints the
-number of ended conversions. It is a separate process because it forks and must not have opened a store before.
+turn. WHICH is `all`, or `sample`: one change of each kind, that is of each system call in each function. KIND is
+`patients`, `images`, or `several`: images of two sources, of which an update gets one. Prints the number of ended
+conversions. It is a separate process because it forks and must not have opened a store before.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from earlier_stores import make_schema_1
 from raw_samples import tree
 
 import hpc_tumor
-from hpc_tumor.data.convert.prepare import prepare_dataset
+from hpc_tumor.data.convert.prepare import inspect_sources, prepare_dataset, prepare_sources
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader
 from hpc_tumor.data.raw.brats import BraTSReader
 from hpc_tumor.data.raw.cheng import ChengReader
@@ -118,12 +119,19 @@ def in_child(action: Callable[[], object]) -> int:
 
 
 def main(kind: str, which: str, source: Path, changed: Path, folder: Path, plans: list[tuple[str, str]]) -> None:
-    reader = {"images": BrainMRIReader(size=32), "masks": ChengReader(size=32), "patients": BraTSReader()}[kind]
+    readers = {"images": BrainMRIReader(size=32), "masks": ChengReader(size=32), "patients": BraTSReader()}
+    reader = readers.get(kind, BrainMRIReader())
     fresh, old, store, kinds = (folder / name for name in ("fresh", "old", "store", "kinds"))
+
+    alone = False  # of two sources, only one is given in updates
 
     def convert(store: Path, source: Path, overwrite: bool = False, before: Callable[[], None] = lambda: None) -> None:
         before()
-        prepare_dataset(reader, source, store, workers=1, overwrite=overwrite)
+        if kind == "several":
+            given = [f"raw={source}"] if alone and store != fresh else [f"raw={source}", f"kept={folder / 'kept'}"]
+            prepare_sources(inspect_sources(given, store), store, workers=1, overwrite=overwrite)
+        else:
+            prepare_dataset(reader, source, store, workers=1, overwrite=overwrite)
 
     def begin(how: str) -> None:
         shutil.rmtree(store, ignore_errors=True)
@@ -135,6 +143,7 @@ def main(kind: str, which: str, source: Path, changed: Path, folder: Path, plans
     assert in_child(partial(convert, old, source)) == 0
     ended = 0
     for shift, (how, what) in enumerate(plans):
+        alone = how == "update"
         final, overwrite = source if how == "new" else changed, how == "overwrite"
         shutil.rmtree(fresh, ignore_errors=True)
         assert in_child(partial(convert, fresh, final)) == 0

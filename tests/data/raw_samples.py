@@ -84,11 +84,12 @@ def write_patients(root: Path, n: int) -> Path:
 
 
 def picture(seed: int, size: tuple[int, int] = (60, 50)) -> Image.Image:
-    """Draw a bright textured ellipse on black; `size` is (width, height)."""
+    """Draw a bright ellipse of random patches on black, like no slice that is recognised; `size` is (width, height)."""
     draw = np.random.default_rng(seed)
+    patches = np.kron(draw.integers(80, 255, (size[1] // 8 + 1, size[0] // 8 + 1)), np.ones((8, 8), int))
     y, x = np.mgrid[: size[1], : size[0]]
     inside = ((x / size[0] - 0.5) / 0.35) ** 2 + ((y / size[1] - 0.5) / 0.4) ** 2 < 1
-    return Image.fromarray(np.where(inside, draw.integers(80, 255, inside.shape), 0).astype(np.uint8))
+    return Image.fromarray(np.where(inside, patches[: size[1], : size[0]], 0).astype(np.uint8))
 
 
 def write_pictures(root: Path, per_class: int = 3, *, twins: bool = True) -> Path:

@@ -34,4 +34,4 @@ def test_the_cnn_learns_real_images(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     # Four classes; a third of the images are of the most frequent one.
     assert result["best"]["val"] > 0.7
     assert result["best"]["test"]["accuracy"] > 0.6
-    assert result["split"] == "deduplicated"
+    assert result["split"] == "by-patient"

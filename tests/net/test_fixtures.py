@@ -57,12 +57,23 @@ def ask(made: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
     ids=lambda value: str(value),
 )
 def test_stores(ask: Ask, kind: str, cases: int, tested: int) -> None:
+    if kind == "brain-mri":
+        ask(f"patients {kind}.zarr --json")  # brings the store up to date
     found = ask(f"audit {kind}.zarr --json")
     assert (found["dataset"], found["cases"]) == (kind, cases)
     split = ask(f"split {kind}.zarr --json")
     assert sum(part["cases"] for part in split["parts"].values()) == cases
     assert split["parts"]["test"]["cases"] == tested
     assert split["fingerprint"] == found["fingerprint"]
+
+
+def test_images_without_patients(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
+    """A store of images of an earlier version keeps its splits; the new default names the command that it needs."""
+    split = ask("split brain-mri.zarr --set split=deduplicated --json")
+    assert (split["parts"]["test"]["cases"], split["leaks"], split["leakage"]["known"]) == (4, False, 0)
+    assert ask("split brain-mri.zarr --set split=published --json")["leaks"]
+    assert cli.main(["split", "brain-mri.zarr"]) == 3
+    assert "hpc-tumor patients brain-mri.zarr" in capsys.readouterr().err
 
 
 def test_split_file(ask: Ask, made: Path) -> None:

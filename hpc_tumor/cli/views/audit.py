@@ -50,7 +50,8 @@ def audit_tables(audit: Audit) -> list[Table]:
     facts = audit.facts
     tables = [text.split_table(audit.splits, brief=True)]
     if isinstance(facts, ImageFacts):
-        tables += [text.class_table(facts), text.shortcut_table(audit)]
+        tables += [text.pair_table(audit), text.class_table(facts), text.patient_table(audit)]
+        tables += [text.conflict_table(audit), text.shortcut_table(audit)]
     else:
         tables += [text.label_table(facts), text.modality_table(facts)]
     return [table for table in tables if table.rows]
@@ -65,6 +66,5 @@ def leak_error(audit: Audit) -> DataError | None:
         return None
     clean = next((other for other in audit.splits if other.leakage and not other.leaks), None)
     advice = f"Train with --set data.split={clean.kind}." if clean else "Remove the duplicates, see above."
-    leakage = split.leakage
-    verdict = "leaks" if leakage and (leakage.shared or leakage.val_shared) else "may leak"
+    verdict = "leaks" if split.found else "may leak"
     return DataError(f"the {split.name} split of {audit.store} {verdict}, so its scores are inflated. {advice}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from hpc_tumor.cluster.describe.profiles import LOCAL
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from hpc_tumor.cluster.describe.discover import Discovery
     from hpc_tumor.cluster.observe.clean import Cleaning, Kind
     from hpc_tumor.data.convert.prepare import PrepareSummary
+    from hpc_tumor.data.raw.several import Sources
     from hpc_tumor.data.raw.sources import SourceReport
     from hpc_tumor.data.splits.splits import Split
     from hpc_tumor.data.store.store import Store
@@ -35,14 +37,27 @@ LEFTOVERS: dict[Kind, str] = {
 NOUNS = ("link", "Zarr store")  # kinds of skipped files that need a plural; the others are suffixes
 
 
-def source_lines(report: SourceReport) -> list[str]:
-    """Return lines that describe a folder of raw scans."""
-    lines = [f"{report.listing.source}: {report.dataset}, {counted(len(report.cases), 'case')}, {size(report.bytes)}"]
+def show_sources(sources: Sources) -> None:
+    """Describe the sources of a conversion, and warn of what is noted on them."""
+    for name, report in sources.reports.items():
+        for line in source_lines(report, name):
+            out.note(line)
+    for note in sources.notes:
+        out.warning(note)
+
+
+def source_lines(report: SourceReport, name: str = "") -> list[str]:
+    """Return lines that describe a folder of raw scans, and the name of the source if it has one."""
+    prefix, cases = f"{name} = " if name else "", counted(len(report.cases), "case")
+    lines = [f"{prefix}{report.listing.source}: {report.dataset}, {cases}, {size(report.bytes)}"]
     parts: dict[str, list[str]] = {}
     for group, count in report.groups.items():
         part, _, name = group.rpartition("/")
         parts.setdefault(part or "edition", []).append(f"{name} {count:,}" if part else f"{name} ({count:,})")
     lines += [f"  {part:<7}  {', '.join(groups)}" for part, groups in parts.items()]
+    if report.spellings:
+        mapped = ", ".join(f"{folder} to {kind}" for folder, kind in report.spellings.items())
+        lines += wrap(mapped, 80, initial_indent="  mapped   ", subsequent_indent=" " * 11)
     if report.not_taken:
         kinds = report.not_taken.items()
         lines.append(
@@ -70,6 +85,8 @@ def summary_lines(summary: PrepareSummary) -> list[tuple[str, str]]:
         lines.append(("duplicates", f"{duplicates}{leaking if summary.leaking else ''}"))
         known = f"{summary.known:,} of {counted(summary.cases, 'image')} show {counted(summary.patients, 'patient')}"
         lines.append(("patients", f"{known} of the Cheng set" if summary.known else "unknown"))
+        for name, own in summary.sources.items():
+            lines.append(("" if lines[-1][0] in ("sources", "") else "sources", _source(name, own)))
     else:
         lines.append(("slices", f"{summary.slices:,}"))
         lines.append(("labels", f"{classes} (slices)"))
@@ -78,6 +95,15 @@ def summary_lines(summary: PrepareSummary) -> list[tuple[str, str]]:
     lines.append(("fingerprint", summary.fingerprint[:12]))
     lines.append(("time", duration(summary.seconds)))
     return lines
+
+
+def _source(name: str, counts: Mapping[str, int]) -> str:
+    shared = [
+        f"{counts[key]:,} {text}"
+        for key, text in (("copies", "copied in others"), ("patients", "of patients of others"))
+        if counts[key]
+    ]
+    return f"{name} {counted(counts['images'], 'image')}{': ' if shared else ''}{', '.join(shared)}"
 
 
 def _clinical(known: Mapping[str, int]) -> str:
@@ -118,8 +144,18 @@ def split_summary(split: Split, store: Store) -> dict[str, Any]:
         sizes = {} if patients is None else {"patients": len(set(patients[cases].tolist()))}
         sizes |= {"cases": len(cases)} | ({"slices": len(numbers)} if numbers.ndim == 2 else {})
         parts[name] = {**sizes, "strata": {key: counts[key] for key in sorted(set(strata))}}
-    about = {"store": store.path, "fingerprint": store.fingerprint, "split": split.kind, "seed": split.seed}
-    return {**about, "fold": split.fold, "leaks": split.leaks, "parts": parts}
+    about: dict[str, Any] = {
+        "store": store.path,
+        "fingerprint": store.fingerprint,
+        "split": split.kind,
+        "seed": split.seed,
+    }
+    about |= {"fold": split.fold, "leaks": split.leaks}
+    if split.leakage is not None:
+        about |= {"leakage": split.leakage.as_json()}
+        about |= {"conflicts": {"left_out": split.excluded, "in_parts": split.conflicting}}
+        about |= {"shared_with_test_source": split.shared}
+    return {**about, "parts": parts}
 
 
 def split_table(split: Split, store: Store) -> Table:
@@ -139,13 +175,22 @@ def split_table(split: Split, store: Store) -> Table:
         rows.append((part, *(f"{cell:,}" for cell in cells)))
     fold = "" if split.fold is None else f", fold {split.fold}"
     shared = [f"{describe_patients(len(store), repeated)}."] if repeated else []
-    title = f"{store.path.name} · split {split.kind}{fold} ({'leaks' if split.leaks else 'does not leak'})"
+    title = f"{store.path.name} · split {split.kind}{fold} ({_leaks(split)})"
     return Table(title, tuple(columns), tuple(rows), (*shared, *_split_notes(split, store)))
 
 
+def _leaks(split: Split) -> str:
+    if split.leaks:
+        return "leaks"
+    return "does not leak" if split.leakage is None else "no leak found"
+
+
 def _split_notes(split: Split, store: Store) -> tuple[str, ...]:
-    notes = []
-    if store.task == "classification" and (rest := len(store) - sum(map(len, (split.train, split.val, split.test)))):
+    from hpc_tumor.data.splits.splits import image_notes
+
+    notes = [f"{note[0].upper()}{note[1:]}." for note in image_notes(split)]
+    rest = len(store) - split.excluded - split.shared - sum(map(len, (split.train, split.val, split.test)))
+    if store.task == "classification" and rest:
         notes.append(
             f"{counted(rest, 'image')} in no part: duplicates of others, or training images also in the test part."
         )

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpc_tumor.cluster.convert.work_queue import WorkQueue
+from hpc_tumor.data.case import Case
 from hpc_tumor.data.convert.case import Unit
 from hpc_tumor.data.convert.target import STAGING, ConversionError, StorageError, remove
 from hpc_tumor.data.convert.vanished import why_unreadable
@@ -30,7 +31,9 @@ def work(queue: WorkQueue, owner: str, workers: int) -> None:
     directory, units = queue.read_units()
     with suppress(OSError):
         os.chdir(directory)  # paths may be relative to it
-    cases = [case for unit in units for case in unit.cases]
+    cases: dict[str | None, list[Case]] = {}  # by source: the disk of one may be lost
+    for case in (case for unit in units for case in unit.cases):
+        cases.setdefault(case.meta.get("source"), []).append(case)
 
     def taken() -> Iterator[Unit]:
         for number in queue.take(owner):
@@ -39,8 +42,10 @@ def work(queue: WorkQueue, owner: str, workers: int) -> None:
 
     with closing(convert_locally(taken(), workers, more_memory=MORE_MEMORY, apart=True)) as results:
         for result in results:
-            if result.failed and (lost := why_unreadable(cases, {case for case, _ in result.failed})):
-                raise ConversionError(f"the source cannot be read on {socket.gethostname()}: {lost}.")
+            failed = {case for case, _ in result.failed}
+            for source in {case.meta.get("source") for case in result.unit.cases if case.id in failed}:
+                if lost := why_unreadable(cases[source], failed):
+                    raise ConversionError(f"the source cannot be read on {socket.gethostname()}: {lost}.")
             queue.publish(int(result.unit.staged.name.partition("@")[0]), result)
 
 

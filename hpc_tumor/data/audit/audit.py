@@ -13,6 +13,7 @@ from hpc_tumor.config import Experiment
 from hpc_tumor.data.audit.duplicates import Duplicates, case_duplicates, image_duplicates
 from hpc_tumor.data.audit.images import ImageFacts, image_facts, scan_images
 from hpc_tumor.data.audit.leakage import SplitAudit, audit_splits
+from hpc_tumor.data.audit.patients import ClassPatients, Conflict, conflicts, known_patients
 from hpc_tumor.data.audit.shortcuts import Shortcut, find_shortcuts
 from hpc_tumor.data.audit.volumes import VolumeFacts, volume_facts
 from hpc_tumor.data.splits.splits import split_of
@@ -32,6 +33,8 @@ class Audit:
         splits: all splits, the one in use first.
         shortcuts: facts that predict the class of an image; empty for patients.
         doubtful: a line if near copies tie suspiciously many cases to one patient; empty for images.
+        patients: known patients of each class of images, then of all; empty if none is known.
+        conflicts: images whose class is contradicted by a copy or a known slice.
     """
 
     store: str
@@ -45,6 +48,8 @@ class Audit:
     splits: tuple[SplitAudit, ...]
     shortcuts: tuple[Shortcut, ...]
     doubtful: tuple[str, ...] = ()
+    patients: tuple[ClassPatients, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
 
     @property
     def in_use(self) -> SplitAudit:
@@ -63,7 +68,8 @@ def audit_store(store: Store, experiment: Experiment, progress: Progress | None 
         split_of(experiment, store)
     facts: VolumeFacts | ImageFacts
     shortcuts: tuple[Shortcut, ...] = ()
-    if store.task == "segmentation":
+    images = store.task == "classification"
+    if not images:
         facts, duplicates = volume_facts(store), case_duplicates(store)
         splits = audit_splits(experiment, store, patient_numbers(store), None, progress)
     else:
@@ -72,5 +78,6 @@ def audit_store(store: Store, experiment: Experiment, progress: Progress | None 
         splits = audit_splits(experiment, store, None, scan)
     return Audit(
         str(store.path), store.dataset, store.task, store.about["schema"], store.fingerprint, len(store), facts,
-        duplicates, splits, shortcuts, tuple(doubtful_joins(store)) if store.task == "segmentation" else (),
+        duplicates, splits, shortcuts, () if images else tuple(doubtful_joins(store)),
+        known_patients(store) if images else (), conflicts(store) if images else (),
     )  # fmt: skip

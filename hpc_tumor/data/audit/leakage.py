@@ -12,6 +12,7 @@ from hpc_tumor.config import SPLITS, DataSettings, Experiment
 from hpc_tumor.data.audit.controls import shortcut_answers
 from hpc_tumor.data.audit.images import ImageScan
 from hpc_tumor.data.audit.memoriser import Memoriser, memorise_images, memorise_slices
+from hpc_tumor.data.splits.image_leaks import ImageLeaks
 from hpc_tumor.data.splits.splits import Split, middle_pairs, split_of
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
@@ -32,6 +33,7 @@ class Leakage:
         val_shared: as `shared`, for the validation part and training.
         slices, neighbours: number of test slices, and of those with the same or an adjacent slice of the same patient
             known; None for images.
+        images: all counts of copies and known patients in two parts; None for patients' scans.
     """
 
     unit: str
@@ -44,6 +46,7 @@ class Leakage:
     val_shared: int
     slices: int | None = None
     neighbours: int | None = None
+    images: ImageLeaks | None = None
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,14 @@ class SplitAudit:
     @property
     def leaks(self) -> bool:
         """Return True if anything is in two parts, or nothing prevents it."""
+        return self.protocol_leaks or self.found
+
+    @property
+    def found(self) -> bool:
+        """Return True if copies, or a patient, were found in two parts."""
         leakage = self.leakage
-        return self.protocol_leaks or (leakage is not None and (leakage.shared > 0 or leakage.val_shared > 0))
+        images = leakage.images if leakage else None
+        return leakage is not None and (leakage.shared + leakage.val_shared + (images.units if images else 0) > 0)
 
 
 def audit_splits(
@@ -102,13 +111,13 @@ def audit_splits(
     return tuple(audits)
 
 
-def image_leakage(store: Store, split: Split) -> Leakage:
-    """Count test and validation images with a duplicate or near copy in another part."""
-    known = np.concatenate([split.train, split.val])
+def image_leakage(split: Split) -> Leakage:
+    """Return the leakage of a split of images."""
+    images = split.leakage
+    assert images is not None
     return Leakage(
-        "images", len(split.train), len(split.val), len(split.test), len(split.test),
-        _shared(store.group, split.test, known), _shared(store.identical, split.test, known),
-        _shared(store.group, split.val, split.train),
+        "images", len(split.train), len(split.val), len(split.test), images.tested, images.copies, images.identical,
+        images.val_copies, images=images,
     )  # fmt: skip
 
 
@@ -139,8 +148,8 @@ def _variants(experiment: Experiment) -> Iterator[Experiment]:
     yield experiment
     variants = [(kind, None) for kind in kinds] + [(kinds[0], fold) for fold in range(data.folds)]
     for kind, fold in variants:
-        if data.split_file is not None or (kind, fold) != (experiment.split, data.fold):
-            yield _with(experiment, split=kind, fold=fold, split_file=None)
+        if data.split_file is not None or data.test_source is not None or (kind, fold) != (experiment.split, data.fold):
+            yield _with(experiment, split=kind, fold=fold, split_file=None, test_source=None)
 
 
 def _with(experiment: Experiment, **changes: object) -> Experiment:
@@ -155,14 +164,14 @@ def _audit(
     try:
         split = split_of(experiment, store)
     except DataError as error:
-        kind = str(data.split_file or experiment.split)
+        kind = str(data.split_file or data.test_source or experiment.split)
         return SplitAudit(kind, data.split_seed, data.fold, data.folds, in_use, refused=str(error))
     about = (split.kind, split.seed, split.fold, data.folds, in_use)
     if scan is not None:
         known = np.concatenate([split.train, split.val])
         answers = shortcut_answers(store, scan, split.test, known)
         return SplitAudit(
-            *about, split.leaks, None, image_leakage(store, split), memorise_images(store, scan, split.test, known),
+            *about, split.leaks, None, image_leakage(split), memorise_images(store, scan, split.test, known),
             {name: float((answer == store.label[split.test]).mean()) for name, answer in answers.items()},
         )  # fmt: skip
     assert people is not None
@@ -172,7 +181,3 @@ def _audit(
         test, train, val = (slices_of(store, part, data.slices) for part in (split.test, split.train, split.val))
         memoriser = memorise_slices(store, test, np.concatenate([train, val]), data.split_seed)
     return SplitAudit(*about, split.leaks, None, case_leakage(store, split, people, data.slices), memoriser)
-
-
-def _shared(column: _Numbers, part: _Numbers, others: _Numbers) -> int:
-    return int(np.isin(column[part], column[others]).sum())

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from hpc_tumor import __version__
 from hpc_tumor.data.audit import text
 from hpc_tumor.data.audit.audit import Audit
-from hpc_tumor.data.audit.images import ImageFacts
+from hpc_tumor.data.audit.images import INTENSITIES, ImageFacts
 from hpc_tumor.data.audit.memoriser import SIMILAR
 from hpc_tumor.data.audit.pictures import COLORS, galleries
 from hpc_tumor.data.audit.shortcuts import DEPTH, FOLDS, NOTABLE
@@ -24,6 +24,11 @@ from hpc_tumor.table import Table
 
 TEMPLATE = "page.html.j2"
 _BINS = 24
+_KNOWN = (
+    "Images recognised as slices of the Cheng set (Cheng et al., doi 10.6084/m9.figshare.1512427), whose patients"
+    " are published. Ids that differ by a suffix letter count as one patient. The patients of all other images are"
+    " unknown."
+)
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,8 @@ def _tables(audit: Audit) -> list[PageTable]:
     facts = audit.facts
     if isinstance(facts, ImageFacts):
         tables = [PageTable(text.class_table(facts))]
+        if audit.patients:
+            tables.append(PageTable(text.patient_table(audit), _KNOWN))
         if audit.shortcuts:
             lead = (
                 f"Accuracy of a decision tree of depth {DEPTH} that uses only these facts, over {FOLDS} folds of"
@@ -147,7 +154,9 @@ def _notes(audit: Audit) -> list[str]:
             'Duplicates are images with identical decoded pixels, or near copies by the store\'s measure. "In training"'
             " means in the training or validation part.",
             "The memoriser predicts the class of the training or validation image with the highest correlation of"
-            " thumbnails: a network must score better on the same split.",
+            " thumbnails. File facts and intensities are logistic regressions, trained on training and validation: on"
+            " mode, size, crop, border and file size, and on ten statistics of the grey levels"
+            f" ({', '.join(INTENSITIES)}). A network that is not better than these has shown nothing.",
             f"Look-alikes are test images whose nearest neighbour correlates by at least {SIMILAR}, in any group."
             " Random: uniform guessing. Majority: the most frequent training class.",
         ]

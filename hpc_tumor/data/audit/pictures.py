@@ -11,11 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from hpc_tumor.data.audit.audit import Audit
 from hpc_tumor.data.audit.leakage import SplitAudit
 from hpc_tumor.data.audit.memoriser import Match
-from hpc_tumor.data.splits.near_duplicates import features, similarity
+from hpc_tumor.data.audit.patients import Conflict
+from hpc_tumor.data.audit.text import contradiction
+from hpc_tumor.data.patients.reference import reference
+from hpc_tumor.data.splits.near_duplicates import BLUR, features, similarity
 from hpc_tumor.data.store.ome import label_colors
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.vocabulary import MODALITIES, TUMOUR_LABELS
@@ -98,6 +102,13 @@ def _of_images(store: Store, audit: Audit) -> Iterator[Gallery]:
         if len(chosen):
             rows.append(Figure(tuple(_images(store, chosen)), (f"{name}, {len(members):,} images",)))
     yield Gallery("Examples", "Random images of each class, as stored.", tuple(rows))
+    lead = (
+        "Images filed under another class than the slice of the Cheng set that they show, or than a copy."
+        " Splits leave them out unless data.conflicts=keep. The last picture is the descriptor of the slice: its local"
+        " contrast at 32 × 32 pixels."
+    )
+    places = {name: i for i, name in enumerate(store.paths)}
+    yield Gallery("Label conflicts", lead, tuple(_conflict(store, places, item) for item in audit.conflicts))
     pairs = _duplicate_pairs(store)
     lead = (
         "One training and one test image of each set. Similarity is the correlation of their local contrast, the"
@@ -105,11 +116,11 @@ def _of_images(store: Store, audit: Audit) -> Iterator[Gallery]:
     )
     yield Gallery("Duplicates across the published parts", lead, tuple(_pair(store, *pair) for pair in pairs))
     split = audit.in_use
-    places = {name: i for i, name in enumerate(store.paths)}
     matches = split.memoriser.matches[:MOST_PAIRS] if split.memoriser else ()
     yield Gallery(
-        f"Most similar images in different parts of the {split.name} split",
-        "Each test image with its nearest neighbour in the other parts. Images of one patient would appear here.",
+        f"Closest pairs across the parts of the {split.name} split",
+        "The test images with the most similar nearest neighbour in training or validation. No measure finds every"
+        " copy: judge by eye whether these are copies, or slices of one patient.",
         tuple(_pair(store, places[match.nearest], places[match.test]) for match in matches),
     )
 
@@ -118,6 +129,27 @@ def _images(store: Store, chosen: NDArray[np.int64]) -> Iterator[Picture]:
     for place, pixels in zip(chosen.tolist(), store.read_images(chosen).result(), strict=True):
         small = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
         yield encode(np.asarray(small), f"{store.classes[store.label[place]]}: {store.paths[place]}")
+
+
+def _conflict(store: Store, places: dict[str, int], conflict: Conflict) -> Figure:
+    """Show an image, its copy of another class if there is one, and the slice if it is known."""
+    image = places[conflict.path]
+    shown = [image] if conflict.copy is None else [image, places[conflict.copy]]
+    pictures = [*_images(store, np.array(shown))]
+    if conflict.slice:
+        pixels = _oriented(reference().contrast[conflict.slice - 1], store.thumbnails[image])
+        small = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        pictures.append(encode(np.asarray(small), f"slice {conflict.slice} of the Cheng set: {conflict.contrary}"))
+    lines = (f"{store.part[image]}: {conflict.path}", f"filed as {conflict.filed}", contradiction(conflict))
+    return Figure(tuple(pictures), lines)
+
+
+def _oriented(contrast: NDArray[np.int8], thumbnail: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a descriptor `(32, 32)` as grey levels, flipped and turned as an image whose thumbnail is given."""
+    detail = thumbnail - gaussian_filter(thumbnail.astype(np.float64), BLUR, mode="reflect")
+    turned = [np.rot90(side, turns) for side in (contrast, contrast.T) for turns in range(4)]
+    best = max(turned, key=lambda pixels: float((pixels * detail).sum()))
+    return (best.astype(np.int16) + 128).astype(np.uint8)
 
 
 def _duplicate_pairs(store: Store) -> list[tuple[int, int]]:
@@ -146,7 +178,16 @@ def _pair(store: Store, known: int, test: int) -> Figure:
     lines = [f"{store.part[image]}: {store.paths[image]}" for image in both.tolist()]
     if store.label[known] != store.label[test]:
         relation += ", of different classes"
-    return Figure(tuple(_images(store, both)), (*lines, f"similarity {correlation:.4f}, {relation}"))
+    lines += [f"similarity {correlation:.4f}, {relation}", _patients_of(store, known, test)]
+    return Figure(tuple(_images(store, both)), tuple(lines))
+
+
+def _patients_of(store: Store, first: int, second: int) -> str:
+    """Tell whether two images show one known patient."""
+    names = store.patients[first], store.patients[second]
+    if names[0] == names[1]:
+        return f"both of patient {names[0]}" if names[0] else "patients unknown"
+    return f"patients {names[0] or 'unknown'} and {names[1] or 'unknown'}"
 
 
 def _of_volumes(store: Store, audit: Audit) -> Iterator[Gallery]:

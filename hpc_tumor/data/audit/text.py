@@ -11,6 +11,7 @@ from hpc_tumor.data.audit.duplicates import Duplicates
 from hpc_tumor.data.audit.images import ClassFacts, ImageFacts
 from hpc_tumor.data.audit.leakage import Leakage, SplitAudit
 from hpc_tumor.data.audit.memoriser import SIMILAR
+from hpc_tumor.data.audit.patients import Conflict
 from hpc_tumor.data.audit.volumes import OUTLIER, Spread, VolumeFacts
 from hpc_tumor.data.splits.units import describe_patients
 from hpc_tumor.table import NOTHING, Column, Table, fill
@@ -36,15 +37,12 @@ def verdict(split: SplitAudit) -> str:
         return f"cannot be made: {split.refused}"
     leakage = split.leakage
     assert leakage is not None  # only a refused split has none
-    images = leakage.unit == "images"
-    text = _images(leakage) if images else _patients(leakage)
+    text = leakage.images.describe() if leakage.images else _patients(leakage)
     if not split.leaks:
-        return f"does not leak: {text}"
-    if leakage.shared:
-        return f"LEAKS: {text}"
-    if leakage.val_shared:
-        noun = "images have a duplicate in training" if images else "patients are also in training"
-        return f"LEAKS: {text}, but {leakage.val_shared:,} validation {noun}"
+        return f"{'no leak found' if leakage.images else 'does not leak'}: {text}"
+    if split.found:
+        val = leakage.val_shared if not (leakage.images or leakage.shared) else 0
+        return f"LEAKS: {text}" + (f", but {val:,} validation patients are also in training" if val else "")
     return f"UNSAFE: {text}, but this protocol does not prevent it"
 
 
@@ -54,6 +52,7 @@ def fact_lines(audit: Audit) -> list[tuple[str, str]]:
     lines = _image_lines(facts) if isinstance(facts, ImageFacts) else _volume_lines(facts)
     duplicates = [("duplicates" if row == 0 else "", _duplicates(kind)) for row, kind in enumerate(audit.duplicates)]
     lines += duplicates or [("duplicates", "none found")]
+    lines += _known(audit) if isinstance(facts, ImageFacts) else []
     lines += [("check", line) for line in audit.doubtful]
     return [*lines, ("fingerprint", audit.fingerprint)]
 
@@ -77,6 +76,10 @@ def _of_leakage(title: str, name: str, keep: int = 99) -> Column:
     return _of_group(title, lambda split: getattr(split.leakage, name), keep)
 
 
+def _of_images(title: str, name: str, keep: int = 99) -> Column:
+    return _of_group(title, lambda split: getattr(split.leakage.images, name) if split.leakage else None, keep)
+
+
 def _of_memoriser(title: str, name: str, keep: int = 99) -> Column:
     return _of_group(title, lambda split: f"{getattr(split.memoriser, name):.3f}" if split.memoriser else None, keep)
 
@@ -93,6 +96,8 @@ _OF_IMAGES = (
     *_SIZES,
     _of_leakage("test images with a duplicate", "shared"),
     _of_leakage("pixel-identical", "identical", 50),
+    _of_images("of a known patient", "known", 48),
+    _of_images("with their patient in training", "same_patient"),
     _of_group(f"look-alikes ≥ {SIMILAR}", lambda split: split.memoriser.similar if split.memoriser else None, 30),
     *_MEMORISER,
     _of_shortcut("file_facts"),
@@ -165,6 +170,67 @@ def shortcut_table(audit: Audit) -> Table:
     return fill("Shortcuts to the class", columns, audit.shortcuts)
 
 
+def patient_table(audit: Audit) -> Table:
+    """Build the table of known patients: their images by class and published part."""
+    columns = (
+        Column("class", "left", cell=lambda item: item.name),
+        Column("images", keep=40, cell=lambda item: f"{item.images:,}"),
+        Column("of known patients", cell=lambda item: f"{item.known:,}"),
+        Column("in training", keep=50, cell=lambda item: _of(*item.train)),
+        Column("in test", keep=50, cell=lambda item: _of(*item.test)),
+        Column("patients", cell=lambda item: f"{item.patients:,}"),
+        Column("patients in both", keep=60, cell=lambda item: f"{item.shared:,}"),
+    )
+    return fill("Known patients in the published parts", columns, audit.patients)
+
+
+def conflict_table(audit: Audit) -> Table:
+    """Build the table of images whose class is contradicted."""
+    columns = (
+        Column("image", "left", wrap=True, cell=lambda item: item.path),
+        Column("filed as", "left", cell=lambda item: item.filed),
+        Column("contradicted by", "left", wrap=True, cell=contradiction),
+    )
+    return fill("Label conflicts", columns, audit.conflicts)
+
+
+def contradiction(conflict: Conflict) -> str:
+    """Describe what contradicts the class of an image: `slice 12 of the Cheng set: meningioma`."""
+    copy = f"its copy {conflict.copy}"
+    if not conflict.slice:
+        return f"{copy}: {conflict.contrary}"
+    return f"slice {conflict.slice} of the Cheng set: {conflict.contrary}" + (f"; {copy}" if conflict.copy else "")
+
+
+def pair_table(audit: Audit, most: int = 3) -> Table:
+    """Build the table of the `most` similar pairs of a test image and one of the other parts of the split in use."""
+    memoriser = audit.in_use.memoriser
+    columns = (
+        Column("test image", "left", wrap=True, cell=lambda match: match.test),
+        Column("closest in training", "left", wrap=True, cell=lambda match: match.nearest),
+        Column("correlation", cell=lambda match: f"{match.similarity:.4f}"),
+    )
+    return fill("Closest pairs across the parts in use", columns, memoriser.matches[:most] if memoriser else ())
+
+
+def _of(count: int, total: int) -> str:
+    return f"{count:,} of {total:,}"
+
+
+def _known(audit: Audit) -> list[tuple[str, str]]:
+    """Describe the known patients and the label conflicts."""
+    if not audit.patients:
+        known = "none known: no image is recognised as a slice of the Cheng set"
+    else:
+        every = audit.patients[-1]
+        known = f"{_of(every.known, every.images)} images show {counted(every.patients, 'known patient')}"
+    count = len(audit.conflicts)
+    conflicts = "none found"
+    if count:
+        conflicts = f"{counted(count, 'image')} of a class that a copy or a known slice contradicts, listed below"
+    return [("patients", known), ("label conflicts", conflicts)]
+
+
 def outlier_table(facts: VolumeFacts) -> Table:
     """Build the table of outliers, one row per case and quantity."""
     columns = (
@@ -174,14 +240,6 @@ def outlier_table(facts: VolumeFacts) -> Table:
         Column("z", cell=lambda item: f"{item.score:+.1f}"),
     )
     return fill("Outliers", columns, facts.outliers)
-
-
-def _images(leakage: Leakage) -> str:
-    tested = counted(leakage.tested, "test image")
-    if not leakage.shared:
-        return f"none of {tested} has a duplicate in training"
-    verb = "has" if leakage.shared == 1 else "have"
-    return f"{leakage.shared:,} of {tested} {verb} a duplicate in training, {leakage.identical:,} pixel-identical"
 
 
 def _patients(leakage: Leakage) -> str:

@@ -3,83 +3,53 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from hpc_tumor.data.case import Case, CaseReader, walk
-from hpc_tumor.data.convert.assumptions import assumptions, differs, is_renamed
+from hpc_tumor.data.convert.assumptions import differs, is_renamed
 from hpc_tumor.data.convert.case import Unit, UnitResult
-from hpc_tumor.data.convert.target import ConversionError, Target, disk_error, identity_of, open_target
+from hpc_tumor.data.convert.stored import StoredSources
+from hpc_tumor.data.convert.summary import PrepareSummary, summarise
+from hpc_tumor.data.convert.target import (
+    ConversionError,
+    Target,
+    disk_error,
+    finish_interrupted,
+    identity_of,
+    open_target,
+)
 from hpc_tumor.data.convert.update import bring_up_to_date
 from hpc_tumor.data.convert.vanished import refuse_lost, refuse_vanished, why_unreadable
 from hpc_tumor.data.convert.workers import convert_locally, default_workers
 from hpc_tumor.data.convert.writers import Writer, make_writer
 from hpc_tumor.data.editions import EDITIONS, edition_of
 from hpc_tumor.data.raw.brain_mri import refuse_one_class
-from hpc_tumor.data.raw.cheng import differences_from_published
-from hpc_tumor.data.raw.clinical import Clinical, clinical_counts, read_clinical
+from hpc_tumor.data.raw.clinical import Clinical, read_clinical
 from hpc_tumor.data.raw.leftovers import none_usable_error
-from hpc_tumor.data.raw.sources import SourceReport, inspect_listing
-from hpc_tumor.data.splits.units import describe_patients, disagreements, doubtful_joins, repeated_cases
+from hpc_tumor.data.raw.several import (
+    SeveralReader,
+    Sources,
+    check_removal,
+    describe_sources,
+    name_sources,
+    parse_source,
+    refuse_overlap,
+    source_of,
+)
+from hpc_tumor.data.raw.sources import SourceReport, inspect_listing, inspect_source
 from hpc_tumor.data.store.store import Store, read_about
 from hpc_tumor.errors import DataError, UsageError
 from hpc_tumor.system.resources import available_cpus
+from hpc_tumor.vocabulary import counted
+
+__all__ = ["Convert", "PrepareSummary", "inspect_sources", "prepare_dataset", "prepare_sources"]
 
 Progress = Callable[[int, int], None]  # cases done (including kept ones), and total
 Convert = Callable[[Sequence[Unit]], Generator[UnitResult, None, None]]  # results in any order; closing it stops
-
-
-@dataclass(frozen=True)
-class PrepareSummary:
-    """Outcome of a conversion, and the contents of the store after it.
-
-    Attributes:
-        cases: in the store: `converted` now plus `kept` from before; `removed` can no longer be found or read.
-        failed: (case, reason) of each refused case.
-        still_stored: failed cases that stay in the store, since only their content is missing now.
-        slices: axial slices (BraTS) or images.
-        classes: images per class (Brain MRI), or slices that show each label (BraTS).
-        parts: images per published part; empty for BraTS.
-        duplicates: images with the same pixels as an earlier one by path.
-        near_duplicates: further images that nearly repeat an earlier one.
-        leaking: published test images with a duplicate or near copy among the published training images.
-        known: images of known patients; `patients`: number of these patients.
-        clinical: number of cases with known grade, survival, age, resection, and of patients last seen alive; empty for
-            Brain MRI.
-        not_taken: number of files in the source that belong to no case, by kind.
-        notes: one line each on the source, the clinical tables and the converted cases.
-        bytes_before: size of the source files of the stored cases; `bytes_after`: of the store.
-    """
-
-    dataset: str
-    store: Path
-    cases: int
-    converted: int
-    kept: int
-    removed: int
-    failed: list[tuple[str, str]]
-    slices: int
-    classes: dict[str, int]
-    parts: dict[str, int]
-    duplicates: int
-    near_duplicates: int
-    leaking: int
-    known: int
-    patients: int
-    bytes_before: int
-    bytes_after: int
-    seconds: float
-    fingerprint: str
-    clinical: dict[str, int]
-    not_taken: dict[str, int]
-    still_stored: list[str]
-    notes: list[str]
 
 
 def prepare_dataset(
@@ -114,29 +84,83 @@ def prepare_dataset(
             most of the store's cases vanished.
         UsageError: workers below 1.
     """
+    report = report or inspect_listing(walk(Path(source)), reader)
+    return prepare_sources(
+        Sources.single(report), store, workers=workers, overwrite=overwrite, strict=strict, prune=prune,
+        convert=convert, progress=progress,
+    )  # fmt: skip
+
+
+def inspect_sources(
+    texts: Sequence[str], store: Path, dataset: str = "auto", labels: str | None = None, remove: Collection[str] = ()
+) -> Sources:
+    """List the sources for a store, given as `PATH` or `NAME=PATH`.
+
+    They are named if there are several, if a name is given, or if the store has named sources.
+
+    Raises UsageError for names and folders that are no separate sources, and as `inspect_source`.
+    """
+    given = [parse_source(text) for text in texts]
+    if not given and not remove:
+        raise UsageError(f"prepare-data {store}: name the folder of the raw scans, then the store.")
+    finish_interrupted(store)
+    if remove:
+        Store.open(store)  # raises StoreError
+    known = StoredSources.read(store)
+    if len(given) == 1 and given[0][0] is None and not (known.named or remove):
+        return Sources.single(inspect_source(given[0][1], dataset, labels))
+    refuse_overlap([path for _, path in given], store)
+    named = name_sources(given, known.names)
+    check_removal(remove, known.counts, named, store)
+    return Sources.several({name: inspect_source(path, dataset, labels) for name, path in named.items()}, remove)
+
+
+def prepare_sources(
+    sources: Sources,
+    store: Path,
+    *,
+    workers: int | None = None,
+    overwrite: bool = False,
+    strict: bool = False,
+    prune: bool = False,
+    convert: Convert | None = None,
+    progress: Progress | None = None,
+) -> PrepareSummary:
+    """Convert one or several sources to a store, as `prepare_dataset` does.
+
+    Images of sources of the store that are not given are kept, and those of `sources.remove` are removed. Cases vanish
+    from each source separately.
+    """
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers}: must be at least 1.")
-    began = time.perf_counter()
-    source, store = Path(source), Path(store)
-    report = report or inspect_listing(walk(source), reader)
-    if strict and report.failed:
-        raise DataError(f"{report.failed[0][1]} Stopped because of --strict.")
+    began, reader, store = time.perf_counter(), sources.reader, Path(store)
+    if strict and sources.failed:
+        raise DataError(f"{sources.failed[0][1]} Stopped because of --strict.")
     updated = None if overwrite else bring_up_to_date(store)
-    with open_target(store, identity_of(reader.name, reader.task, reader.options), overwrite=overwrite) as target:
+    identity = identity_of(reader.name, reader.task, reader.options)
+    grows = SeveralReader.grows if sources.named else ()
+    with open_target(store, identity, overwrite=overwrite, grows=grows) as target:
         try:
-            plan = _plan(target, report, workers or default_workers(), prune=overwrite or prune)
+            plan = _plan(target, sources, workers or default_workers(), prune=overwrite or prune)
             with closing(convert(plan.units) if convert else convert_locally(plan.units, plan.workers)) as results:
-                failed = _commit_all(plan.writer, target, results, report, strict, progress)
+                failed = _commit_all(plan.writer, target, results, sources, strict, progress)
             if not plan.writer.rows:
-                raise none_usable_error(source, failed)
+                raise none_usable_error(sources.paths, failed)
             if not (overwrite or prune):
-                refuse_lost(plan.before, plan.writer.rows, failed, store)
-            plan.writer.finish({"refused": sorted({case for case, _ in failed} - plan.writer.rows.keys())})
+                for name in sources.reports:
+                    of_source = [failure for failure in failed if sources.has(name, failure[0])]
+                    refuse_lost(plan.stored.of(name), plan.writer.rows, of_source, store)
+            about: dict[str, Any] = {"sources": plan.kinds} if sources.named else {}
+            refused = {*plan.refused, *(case for case, _ in failed)} - plan.writer.rows.keys()
+            plan.writer.finish({"refused": sorted(refused), **about})
         except OSError as error:
             raise DataError(f"{disk_error(error, 'its cases', store)} {target.remains()}") from error
         except ConversionError as error:
             raise DataError(f"{error} {target.remains()}") from error
-    summary = _summary(Store.open(store), report, plan, failed, time.perf_counter() - began)
+    summary = summarise(
+        Store.open(store), sources, plan.writer.rows, plan.stored.cases, plan.kept, failed, plan.notes,
+        time.perf_counter() - began,
+    )  # fmt: skip
     return replace(summary, notes=[*summary.notes, updated.note]) if updated else summary
 
 
@@ -145,44 +169,85 @@ class _Plan:
     """A conversion before its first case.
 
     Attributes:
-        before: ids of the cases in the existing store.
-        kept: number of them that need no conversion.
+        stored: cases in the existing store.
+        refused: ids of cases of sources that are not given, which were refused before.
+        kinds: kind of dataset of each named source of the store after the conversion.
+        kept: number of stored cases that need no conversion.
         units: units to convert.
-        notes: on the source and its clinical tables.
+        notes: on the sources and their clinical tables.
     """
 
     writer: Writer
-    before: set[str]
+    stored: StoredSources
+    refused: Sequence[str]
+    kinds: Mapping[str, str]
     kept: int
     units: Sequence[Unit]
     workers: int
     notes: Sequence[str]
 
 
-def _plan(target: Target, report: SourceReport, workers: int, prune: bool) -> _Plan:
+def _plan(target: Target, sources: Sources, workers: int, prune: bool) -> _Plan:
     """Determine the cases to convert, and the stored ones to keep.
 
-    `prune`: remove vanished cases. Raises DataError if most of the store's cases have vanished.
+    `prune`: remove vanished cases. Raises DataError if most of a source's stored cases have vanished.
     """
-    cases, source, store = report.cases, report.listing.source, target.path
-    before = _stored_ids(store)
-    refused = set(report.failed) - set(report.links)  # links are named by paths, which may equal an id
-    present = {case.id for case in (*cases, *report.absent)} | {case for case, _ in refused}
-    if not prune:
-        named = {PurePosixPath(path).name for path, _ in report.links}
-        refuse_vanished(before, present | named, source, store)
-    if report.reader.task == "classification":
-        refuse_one_class([*cases, *report.absent], source)
-    # Missing cases may be behind a link that is not followed, or in content that was not fetched.
-    unseen = sorted(before - present) if report.links and not prune else []
-    unchanged = [*report.absent, *(Case(name, {}, Path(name)) for name in unseen)]
+    store, cases = target.path, sources.cases
+    stored, origin = StoredSources.read(store).as_named(sources)
+    if stored.named and not sources.named:
+        raise DataError(f"{store} has {stored.describe()}: name the source, as in NAME=PATH.")
+    others = stored.others(sources)
+    if target.overwrite and others.names:
+        raise DataError(f"--overwrite converts everything again, but {store} also has {others.describe()}: give all"
+                        " sources, or remove those with --remove.")  # fmt: skip
+    unseen: list[str] = []
+    for name, report in sources.reports.items():
+        before = stored.of(name)
+        named_by_id = set(report.failed) - set(report.links)  # links are named by paths, which may equal an id
+        present = {case.id for case in (*report.cases, *report.absent)} | {case for case, _ in named_by_id}
+        if not prune:
+            named = {PurePosixPath(path).name for path, _ in report.links}
+            refuse_vanished(before, present | named, report.listing.source, store)
+            # Missing cases may be behind a link that is not followed, or in content that was not fetched.
+            unseen += sorted(before - present) if report.links else []
+    if not prune and sources.named and (unknown := len(stored.of(""))):
+        raise DataError(f"{store} has {counted(unknown, 'image')} of one source, which is none of those given: give its"
+                        " folder too, or remove these images with --prune.")  # fmt: skip
+    if sources.reader.task == "classification" and not others.names:
+        _refuse_one_class(sources)
+    unchanged = [*sources.absent, *(Case(name, {}, Path(name)) for name in unseen)]
     clinical = Clinical()
-    if report.reader.task == "segmentation":
+    if sources.reader.task == "segmentation":
+        (report,) = sources.reports.values()
         clinical = read_clinical(report.listing, [*cases, *unchanged])
-    writer = make_writer(target, report.reader, {**clinical.facts, **_clinical_before(store, unseen)})
-    units = writer.units(cases, max(1, available_cpus() // workers), [case.id for case in unchanged])
-    notes = [*report.notes, *_inside(store, source), *_kept_unseen(unseen), *clinical.notes]
-    return _Plan(writer, before, len(writer.rows), units, min(workers, len(units)), notes)
+    facts = {**clinical.facts, **_clinical_before(store, unseen)}
+    writer = make_writer(target, sources.reader, facts, origin)
+    kept = [*(case.id for case in unchanged), *others.cases]
+    units = writer.units(cases, max(1, available_cpus() // workers), kept)
+    others.require(writer.rows, store)
+    kinds = {**others.kinds, **{name: report.dataset for name, report in sources.reports.items()}}
+    kinds = dict(sorted(kinds.items()))
+    inside = [note for report in sources.reports.values() for note in _inside(store, report.listing.source)]
+    notes = [*sources.notes, *inside, *_kept_unseen(unseen), *_other_sources(stored, others, sources), *clinical.notes]
+    refused = [case for case in (target.existing or {}).get("refused", []) if source_of(case) in others.names]
+    return _Plan(writer, stored, refused, kinds, len(writer.rows), units, min(workers, len(units)), notes)
+
+
+def _refuse_one_class(sources: Sources) -> None:
+    cases = [*sources.cases, *sources.absent]
+    if not sources.named:
+        refuse_one_class(cases, sources.reports[""].listing.source)
+    elif len(kinds := {case.meta["class"] for case in cases}) == 1:
+        raise DataError(f"{sources.paths} contain images of only one class, {kinds.pop()}: nothing to classify.")
+
+
+def _other_sources(stored: StoredSources, others: StoredSources, sources: Sources) -> list[str]:
+    notes = []
+    if others.names:
+        notes.append(f"not given, so kept as converted before: {others.describe()}")
+    if sources.remove:
+        notes.append(f"removed from the store: {describe_sources(sources.remove, stored.counts)}")
+    return notes
 
 
 def _inside(store: Path, source: Path) -> list[str]:
@@ -205,15 +270,15 @@ def _commit_all(
     writer: Writer,
     target: Target,
     results: Generator[UnitResult, None, None],
-    report: SourceReport,
+    sources: Sources,
     strict: bool,
     progress: Progress | None,
 ) -> list[tuple[str, str]]:
-    """Commit results as they arrive; return (case, reason) of all refused cases, including the report's."""
+    """Commit results as they arrive; return (case, reason) of all refused cases, including the sources'."""
     failed: list[tuple[str, str]] = []
     uncertain: str | None = None
     done = len(writer.rows)
-    total = len({case.id for case in report.cases} | writer.rows.keys())
+    total = len({case.id for case in sources.cases} | writer.rows.keys())
     if progress:
         progress(done, total)
     for result in results:
@@ -225,11 +290,11 @@ def _commit_all(
         if result.uncertain and uncertain is None and edition_of(result.failed[0][0]).usual:
             uncertain = result.failed[0][1]
         if result.failed:
-            _check_source(result.failed[0], failed, report, strict)
+            _check_source(result.failed, failed, sources, strict)
         done += len(result.unit.cases)
         if progress:
             progress(done, total)
-    return sorted([*report.failed, *failed, *_without_doubtful(writer, uncertain)])
+    return sorted([*sources.failed, *failed, *_without_doubtful(writer, uncertain)])
 
 
 def _without_doubtful(writer: Writer, uncertain: str | None) -> list[tuple[str, str]]:
@@ -257,53 +322,16 @@ def _without_doubtful(writer: Writer, uncertain: str | None) -> list[tuple[str, 
 
 
 def _check_source(
-    refused: tuple[str, str], failed: Sequence[tuple[str, str]], report: SourceReport, strict: bool
+    refused: Sequence[tuple[str, str]], failed: Sequence[tuple[str, str]], sources: Sources, strict: bool
 ) -> None:
-    """Raise ConversionError if a case was refused because the source is unavailable, or with `strict`."""
-    case, reason = refused
-    if lost := why_unreadable(report.cases, {name for name, _ in failed}):
-        where = f"{report.listing.source} can no longer be read ({lost}), first at case {case}"
-        raise ConversionError(f"{where}: is its disk or network share still mounted?")
+    """Raise ConversionError if a case was refused because its source is unavailable, or with `strict`."""
+    for name, report in sources.reports.items():
+        case = next((case for case, _ in refused if sources.has(name, case)), None)
+        if case and (lost := why_unreadable(report.cases, {name for name, _ in failed})):
+            where = f"{report.listing.source} can no longer be read ({lost}), first at case {case}"
+            raise ConversionError(f"{where}: is its disk or network share still mounted?")
     if strict:
-        raise ConversionError(f"{reason} Stopped because of --strict.")
-
-
-def _summary(
-    store: Store, report: SourceReport, plan: _Plan, failed: list[tuple[str, str]], seconds: float
-) -> PrepareSummary:
-    rows = plan.writer.rows
-    notes = [*plan.notes]
-    parts: Counter[str] = Counter()
-    clinical: dict[str, int] = {}
-    duplicates = near = leaking = 0
-    patients: list[str] = []
-    if store.task == "segmentation":
-        notes += assumptions(list(rows.values()))
-        slices = int(store.shapes[:, 0].sum())
-        shown = (store.label_counts[:, :, 1:] > 0).sum(axis=(0, 1)).tolist()
-        classes = dict(zip(store.labels[1:], shown, strict=True))
-        clinical = clinical_counts(store.clinical)
-        if repeated := repeated_cases(store):
-            notes.append(f"{describe_patients(len(store), repeated)}; splits keep each patient in one part.")
-        notes += doubtful_joins(store)
-    else:
-        slices = len(store)
-        classes = {name: int((store.label == i).sum()) for i, name in enumerate(store.classes)}
-        parts.update(store.part.tolist())
-        duplicates = slices - len(np.unique(store.identical))
-        near = slices - len(np.unique(store.group)) - duplicates
-        notes += [*differences_from_published(list(rows.values())), *disagreements(store)]
-        test = store.part == "test"
-        leaking = int(np.isin(store.group[test], store.group[~test]).sum())
-        patients = list(filter(None, store.patients))
-    after = sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file())
-    size = sum(int(row["bytes"]) for row in rows.values())
-    stored = sorted({case for case, _ in failed} & rows.keys())
-    return PrepareSummary(
-        store.dataset, store.path, len(store), len(store) - plan.kept, plan.kept, len(plan.before - rows.keys()),
-        failed, slices, classes, dict(parts), duplicates, near, leaking, len(patients), len(set(patients)), size, after,
-        seconds, store.fingerprint, clinical, report.not_taken, stored, notes,
-    )  # fmt: skip
+        raise ConversionError(f"{refused[0][1]} Stopped because of --strict.")
 
 
 def _clinical_before(store: Path, cases: Sequence[str]) -> dict[str, Any]:
@@ -313,13 +341,3 @@ def _clinical_before(store: Path, cases: Sequence[str]) -> dict[str, Any]:
     if before.task == "classification":
         return {}
     return {name: facts for name, facts in zip(before.case_ids, before.clinical, strict=True) if name in cases}
-
-
-def _stored_ids(store: Path) -> set[str]:
-    if not (read_about(store) or {}).get("complete"):
-        folder = store / "cases"
-        return {entry.name for entry in folder.iterdir() if entry.is_dir()} if folder.is_dir() else set()
-    try:
-        return set(Store.open(store).case_ids)
-    except DataError:
-        return set()

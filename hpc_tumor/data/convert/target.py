@@ -8,7 +8,7 @@ import re
 import shutil
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from hpc_tumor.system.atomic import has_no_locks, is_disk_full
 
 LOCK = ".prepare.lock"
 STAGING = ".staging-"
+_FINISHING = "finishing"
 
 
 class ConversionError(DataError):
@@ -73,9 +74,28 @@ class Target:
         """Remove `path` from the store in one rename; its files are deleted with the staging folder."""
         path.rename(self.staging / f"old-{uuid.uuid4().hex[:8]}")
 
-    def finish(self, about: dict[str, Any], ome: dict[str, Any] | None = None) -> None:
-        """Mark the store as complete; `ome` is the attribute of a store that is itself an OME-Zarr image."""
-        self._write({**self.identity, "complete": True, **about}, ome)
+    def finish(self, about: dict[str, Any]) -> None:
+        """Mark the store as complete."""
+        self._write({**self.identity, "complete": True, **about})
+
+    def exchange(
+        self, names: Sequence[str], optional: Sequence[str], about: dict[str, Any], ome: dict[str, Any] | None
+    ) -> None:
+        """Move complete folders from the staging folder to the store, and mark it as complete.
+
+        If this is interrupted, the next conversion finishes it first: the old content may have no source any more.
+
+        Args:
+            names: folders to move.
+            optional: folders to remove from the store if they are not moved.
+            ome: attribute of a store that is itself an OME-Zarr image.
+        """
+        if self.overwrite:
+            self.begin()
+        gone = [name for name in optional if name not in names]
+        finishing = {"staging": self.staging.name, "names": list(names), "gone": gone, "about": about, "ome": ome}
+        self._write({**self.identity, "complete": False, _FINISHING: finishing})
+        _exchange(self.path, {**self.identity, _FINISHING: finishing})
 
     def remains(self) -> str:
         """Describe what a failed conversion leaves, and how to continue."""
@@ -83,15 +103,52 @@ class Target:
             return "No store was created: run the same command again."
         return "Committed cases are kept: run the same command again to continue."
 
-    def _write(self, about: dict[str, Any], ome: dict[str, Any] | None = None) -> None:
-        staged = self.staging / f"about-{uuid.uuid4().hex[:8]}"
-        write_file(staged, group_json({"hpc_tumor": about} if ome is None else {"ome": ome, "hpc_tumor": about}))
-        staged.replace(self.path / GROUP_FILE)
+    def _write(self, about: dict[str, Any]) -> None:
+        _write_about(self.path, self.staging, about)
+
+
+def _write_about(path: Path, staging: Path, about: dict[str, Any], ome: dict[str, Any] | None = None) -> None:
+    staged = staging / f"about-{uuid.uuid4().hex[:8]}"
+    write_file(staged, group_json({"hpc_tumor": about} if ome is None else {"ome": ome, "hpc_tumor": about}))
+    staged.replace(path / GROUP_FILE)
+
+
+def _exchange(path: Path, about: dict[str, Any]) -> None:
+    """Do what remains of an exchange that `about` describes."""
+    about = dict(about)
+    finishing = about.pop(_FINISHING)
+    staging = path / finishing["staging"]
+    for name in (*finishing["names"], *finishing["gone"]):
+        is_new = (staging / name).exists()
+        if (is_new or name in finishing["gone"]) and (path / name).exists():
+            (path / name).rename(staging / f"old-{uuid.uuid4().hex[:8]}")
+        if is_new:
+            (staging / name).rename(path / name)
+    _write_about(path, staging, {**about, "complete": True, **finishing["about"]}, finishing["ome"])
+
+
+def finish_interrupted(path: Path) -> None:
+    """Finish an interrupted exchange of a store, if there is one. Raises DataError if it cannot be written."""
+    if _finishing(path):
+        with locked(path):
+            _finish_interrupted(path)
+
+
+def _finish_interrupted(path: Path) -> None:
+    if (staging := _finishing(path)) and (path / staging).is_dir():
+        try:
+            _exchange(path, read_about(path) or {})
+        except OSError as error:
+            raise disk_error(error, "the converted cases", path) from error
 
 
 @contextmanager
-def open_target(path: Path, identity: dict[str, Any], *, overwrite: bool) -> Iterator[Target]:
+def open_target(
+    path: Path, identity: dict[str, Any], *, overwrite: bool, grows: Sequence[str] = ()
+) -> Iterator[Target]:
     """Lock the folder `path` to write a store with this `identity` (schema, dataset, task, options).
+
+    A store of a dataset in `grows` is continued as well as one of this dataset.
 
     On exit, removes the staging folder, and the folders created by this call if no case was committed.
 
@@ -99,11 +156,12 @@ def open_target(path: Path, identity: dict[str, Any], *, overwrite: bool) -> Ite
         DataError: `path` is not a store, has another identity (unless `overwrite`), or is locked by another conversion.
     """
     path = Path(path)
-    _check(path, identity, overwrite)
+    _check(path, identity, overwrite, grows)
     made = _make(path)
     try:
         with locked(path):
-            _check(path, identity, overwrite)
+            _check(path, identity, overwrite, grows)
+            _finish_interrupted(path)
             _remove_staging(path)
             target = Target(path, identity, overwrite=overwrite)
             try:
@@ -159,6 +217,8 @@ def list_staging(store: Path) -> list[Path]:
         if not folders or store.is_symlink():
             return []
         _read_existing(store)
+        finishing = _finishing(store)
+        folders = [folder for folder in folders if folder.name != finishing]
         handle = os.open(store / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:  # removed by its last holder
         return folders
@@ -185,12 +245,20 @@ def remove_staging(folder: Path) -> None:
 
 
 def _remove_staging(path: Path) -> None:
+    """Remove staging folders, except that of an interrupted exchange, which has the store's only content."""
+    finishing = _finishing(path)
     with suppress(OSError):
         for stale in path.glob(f"{STAGING}*"):
-            remove(stale)
+            if stale.name != finishing:
+                remove(stale)
 
 
-def _check(path: Path, identity: dict[str, Any], overwrite: bool) -> None:
+def _finishing(path: Path) -> str | None:
+    """Return the name of the staging folder of an interrupted exchange."""
+    return ((read_about(path) or {}).get(_FINISHING) or {}).get("staging")
+
+
+def _check(path: Path, identity: dict[str, Any], overwrite: bool, grows: Sequence[str]) -> None:
     try:
         about = _read_existing(path)
     except OSError as error:
@@ -198,7 +266,7 @@ def _check(path: Path, identity: dict[str, Any], overwrite: bool) -> None:
     if about is None or overwrite:
         return
     way = "Choose another name, or convert everything again with --overwrite."
-    if about.get("dataset") != identity["dataset"]:
+    if about.get("dataset") not in (identity["dataset"], *grows):
         raise DataError(f"{path} is a store of {about.get('dataset')}, the source is {identity['dataset']}. {way}")
     if about["schema"] != identity["schema"]:
         age = "newer" if about["schema"] > identity["schema"] else "older"

@@ -57,11 +57,18 @@ class Writer(Protocol):
         """Write the index of `rows`, and mark the store as complete; return False if nothing changed."""
 
 
-def make_writer(target: Target, reader: CaseReader, clinical: Mapping[str, Row] | None = None) -> Writer:
-    """Return the writer for a reader's task; `clinical` has the facts of patients, by case."""
+def make_writer(
+    target: Target, reader: CaseReader, clinical: Mapping[str, Row] | None = None, origin: str = ""
+) -> Writer:
+    """Return the writer for a reader's task.
+
+    Args:
+        clinical: facts of patients, by case.
+        origin: name of the source of a store that was converted from one source without a name.
+    """
     if reader.task == "segmentation":
         return VolumeWriter(target, reader, clinical or {})
-    return ImageWriter(target, reader)
+    return ImageWriter(target, reader, origin)
 
 
 def fingerprint(identity: dict[str, Any], contents: Sequence[tuple[str, str]]) -> str:
@@ -164,9 +171,10 @@ class VolumeWriter:
 class ImageWriter:
     """Writer of images, all in one array. Converted images are kept in small files, so that a conversion can resume."""
 
-    def __init__(self, target: Target, reader: CaseReader):
+    def __init__(self, target: Target, reader: CaseReader, origin: str = ""):
         self.target = target
         self.reader = reader
+        self.origin = origin
         self.rows: dict[str, Row] = {}
         self.waiting = target.path / _CONVERTED
         self._places: dict[str, tuple[Path | None, int]] = {}  # file and position; None: the old store
@@ -193,7 +201,8 @@ class ImageWriter:
     def commit(self, result: UnitResult) -> None:
         if not result.rows:
             return
-        if (read_about(self.target.path) or {}).get("dataset") != self.reader.name:
+        dataset = (read_about(self.target.path) or {}).get("dataset")
+        if dataset is None or dataset not in (self.reader.name, (self.target.existing or {}).get("dataset")):
             self.target.begin()  # marks the folder as a store before files are added
         self.waiting.mkdir(exist_ok=True)
         file = self.waiting / result.unit.staged.name
@@ -220,13 +229,8 @@ class ImageWriter:
             write_group(staging / MASKS, {"ome": mask_metadata(name)})
             write_packed_array(staging / MASKS / "0", layout, self._packed(names, masks=True))
         self._write_index(staging / "index", rows)
-        self.target.replace(staging / "images", self.target.path / "images")
-        if masked:
-            self.target.replace(staging / "labels", self.target.path / "labels")
-        elif (self.target.path / "labels").exists():
-            self.target.discard(self.target.path / "labels")
-        self.target.replace(staging / "index", self.target.path / "index")
-        self.target.finish(about, stack_metadata(IMAGES) if masked else None)
+        moved = ["images", *(["labels"] if masked else []), "index"]
+        self.target.exchange(moved, ["labels"], about, stack_metadata(IMAGES) if masked else None)
         remove(self.waiting)
         return True
 
@@ -274,7 +278,10 @@ class ImageWriter:
         if old.classes != list(CLASSES):
             return
         texts = {name: old.text_column(name) for name in ("mode", "sha256", "signature", "bytes")}
-        for i, name in enumerate(old.paths):
+        if self.origin and not any(sources):
+            sources = [self.origin] * len(old)
+        for i, path in enumerate(old.paths):
+            name = f"{self.origin}/{path}" if self.origin else path
             if name in signatures and signatures[name] in (None, texts["signature"][i]):
                 row = {key: values[i] for key, values in texts.items()}
                 row |= {"case": name, "class": classes[i], "part": parts[i], "size": sizes[i], "box": boxes[i]}

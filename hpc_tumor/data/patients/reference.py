@@ -26,7 +26,7 @@ class Reference:
     """The shipped descriptors; row i belongs to slice i + 1.
 
     Attributes:
-        contrast: `(3064, 32, 32)` int8 local contrast of the whole slices, each scaled to 127.
+        contrast: `(3064, 48, 48)` int8 local contrast of the whole slices, each scaled to 24.
         boxes: `(3064, 4)` uint8 boxes of the head as left, top, right, bottom in 64ths of the side.
         labels: `(3064,)` uint8 positions in `CLASSES`.
         pids: patient ids of the Cheng set, as published.

@@ -30,6 +30,10 @@ PARTS = {"training": "train", "train": "train", "testing": "test", "test": "test
 _SKETCH = 192  # pixels of the shorter side
 _BRIGHT = 0.15  # share of the 99th percentile; background noise is well below
 _CELL = 0.01  # share of the shorter side; regions separated by at most three cells count as one
+_BORDER = 60  # grey level of a bright border
+_BORDER_NOISE = 12  # grey levels
+_PLAIN = 0.75  # share of a border's row or column that is of one grey level; the rest is text
+_LARGEST_BORDER = 0.6  # share of a side that is left within a border
 _SMALLEST_HEAD = 0.05  # share of the image; smaller regions are letters or scratches
 
 
@@ -196,8 +200,32 @@ def thumbnail(grey: Image.Image, sketch: Image.Image | None = None) -> NDArray[n
 
 
 def head_thumbnail(crop: Image.Image) -> NDArray[np.uint8]:
-    """Return a `(32, 32)` thumbnail of the head in an image that is cropped to the head, as stores keep it."""
-    return np.asarray(crop.resize((near_duplicates.SIDE,) * 2, Image.Resampling.HAMMING))
+    """Return a `(32, 32)` thumbnail of the head in an image that is cropped to the head, as stores keep it.
+
+    The crop of an image with a bright border is all of it: there the head is found within the border.
+    """
+    side = near_duplicates.SIDE
+    inside = _within_border(np.asarray(crop))
+    if inside.size < crop.width * crop.height:
+        inner = Image.fromarray(inside[2:-2, 2:-2])  # without what resizing mixed of the border and the picture
+        return np.asarray(inner.resize((side, side), Image.Resampling.HAMMING, box=head_box(inner)))
+    return np.asarray(crop.resize((side, side), Image.Resampling.HAMMING))
+
+
+def _within_border(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the pixels within a bright border of one grey level, which may hold text; all of them if there is none."""
+    least = [round(_LARGEST_BORDER * side) for side in pixels.shape]
+    while pixels.shape[0] > least[0] and pixels.shape[1] > least[1]:
+        for inner, line in ((pixels[1:], pixels[0]), (pixels[:-1], pixels[-1]), (pixels[:, 1:], pixels[:, 0]),
+                            (pixels[:, :-1], pixels[:, -1])):  # fmt: skip
+            middle = int(np.median(line))
+            near = np.abs(line.astype(np.int16) - middle) <= _BORDER_NOISE
+            if middle > _BORDER and np.mean(near) > _PLAIN:
+                pixels = inner
+                break
+        else:
+            return pixels
+    return pixels
 
 
 def head_box(grey: Image.Image, sketch: Image.Image | None = None) -> tuple[int, int, int, int]:

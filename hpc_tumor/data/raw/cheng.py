@@ -27,7 +27,7 @@ FOLDS = 5
 FOLDS_FILE = "cvind.mat"
 SIDES = (256, 512)
 MOST_POINTS = 4096  # of a border
-_CLASSES = {1: "meningioma", 2: "glioma", 3: "pituitary"}
+LABELS = {1: "meningioma", 2: "glioma", 3: "pituitary"}
 _ARRAYS = {"label": "f", "PID": "u", "image": "i", "tumorMask": "u", "tumorBorder": "f"}
 _NAME = re.compile(r"\d{1,9}\.mat", re.IGNORECASE | re.ASCII)
 _PID = re.compile(r"[0-9A-Za-z_.-]{1,32}", re.ASCII)
@@ -132,7 +132,7 @@ def read_slice(path: Path) -> Slice:
     """Read one file. Raises DataError if it differs from the published layout."""
     named, _ = read_h5_in_subprocess(path, {f"cjdata/{name}": kind for name, kind in _ARRAYS.items()})
     label, pid, image, mask, border = (named[f"cjdata/{name}"] for name in _ARRAYS)
-    if label.shape != (1, 1) or label.item() not in _CLASSES:
+    if label.shape != (1, 1) or label.item() not in LABELS:
         raise DataError(f"{path}: label is {_text(label)}; allowed are 1, 2 and 3 (meningioma, glioma, pituitary).")
     if image.shape not in {(side, side) for side in SIDES} or image.dtype.itemsize != 2:
         raise DataError(f"{path}: image has {_text(image)}; it should be {SIDES[1]} × {SIDES[1]} (some {SIDES[0]} ×"
@@ -147,7 +147,7 @@ def read_slice(path: Path) -> Slice:
     points = _vector(path, "tumorBorder", border, 2 * MOST_POINTS)
     if len(points) % 2 or not np.isfinite(points).all():
         raise DataError(f"{path}: tumorBorder has {len(points)} numbers; they should be finite pairs of coordinates.")
-    return Slice(_CLASSES[int(label.item())], _pid(path, pid), grey, np.ascontiguousarray(mask.T),
+    return Slice(LABELS[int(label.item())], _pid(path, pid), grey, np.ascontiguousarray(mask.T),
                  points.reshape(-1, 2).astype(np.float64))  # fmt: skip
 
 

@@ -46,3 +46,8 @@ def is_aside(folder: str) -> bool:
     words = re.findall(r"[a-z]+", folder.lower())
     others = [word for word in words if not _ASIDE.fullmatch(word)]
     return len(others) < len(words) and all(map(_ASIDE_TOO.fullmatch, others))
+
+
+def spelling_of(path: str) -> str | None:
+    """Return the name of the class folder of an image, given its path below the source; None if it has none."""
+    return next((folder for folder in reversed(path.split("/")[:-1]) if class_of(folder)), None)

@@ -99,7 +99,7 @@ def require_cases(listing: Listing, found: FoundCases, wanted: str) -> FoundCase
     raise none_usable_error(listing.source, failed)
 
 
-def none_usable_error(source: Path, failed: Sequence[tuple[str, str]]) -> DataError:
+def none_usable_error(source: Path | str, failed: Sequence[tuple[str, str]]) -> DataError:
     """Return the error for a source whose cases all `failed`, given as (case, reason)."""
     more = f" (and {len(failed) - 1:,} more)" if len(failed) > 1 else ""
     return DataError(f"{printable(str(source))} has no usable case: {failed[0][1]}{more}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpc_tumor.data.case import Case, CaseReader, Listing, walk
@@ -35,6 +36,7 @@ class SourceReport:
         groups: cases by edition (BraTS), or by part and class (Brain MRI).
         not_taken: number of other files by kind: a suffix, "link", "hidden", "Zarr store" …
         notes: one line each for the user to read before the conversion.
+        spellings: class by the name of its folders, or its number, where that differs; only of a named source.
     """
 
     listing: Listing
@@ -47,6 +49,7 @@ class SourceReport:
     groups: dict[str, int]
     not_taken: dict[str, int]
     notes: list[str]
+    spellings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def dataset(self) -> str:

@@ -37,30 +37,36 @@ def deal_folds(units: Sequence[Unit], folds: int, seed: str) -> list[list[int]]:
     return dealt
 
 
-def draw_fraction(units: Sequence[Unit], fraction: float, seed: str) -> list[int]:
+def draw_fraction(units: Sequence[Unit], fraction: float, seed: str, *, fill: bool = False) -> list[int]:
     """Draw units with about a `fraction` of the members of each stratum; return their numbers.
 
     At least one unit of each stratum of two or more is drawn and one is not; if every stratum has only one unit, this
     holds for all units together. A unit is skipped if it would increase the distance from the fraction.
+
+    Args:
+        fill: also skip units that exceed the fraction while others do not, which comes closer with large units.
     """
     order = _shuffled(units, seed)
     strata: dict[str | int, list[int]] = {}
     for i in order:
         strata.setdefault(units[i].stratum, []).append(i)
-    drawn = [i for members in strata.values() if len(members) > 1 for i in _share(units, members, fraction)]
+    drawn = [i for members in strata.values() if len(members) > 1 for i in _share(units, members, fraction, fill)]
     return drawn or order[: min(1, len(order) - 1)]
 
 
-def _share(units: Sequence[Unit], order: Sequence[int], fraction: float) -> list[int]:
+def _share(units: Sequence[Unit], order: Sequence[int], fraction: float, fill: bool) -> list[int]:
     sizes = {i: len(units[i].members) for i in order}
     target = max(1, round(fraction * sum(sizes.values())))
-    drawn: list[int] = []
+    drawn: dict[int, None] = {}
     total = 0
-    for i in order:
-        if abs(target - total - sizes[i]) < target - total and len(drawn) < len(order) - 1:
-            drawn.append(i)
-            total += sizes[i]
-    return drawn or [min(order, key=lambda i: sizes[i])]
+    for may_exceed in (False, True) if fill else (True,):
+        for i in order:
+            rest = target - total
+            fits = abs(rest - sizes[i]) < rest and (may_exceed or sizes[i] <= rest)
+            if fits and i not in drawn and len(drawn) < len(order) - 1:
+                drawn[i] = None
+                total += sizes[i]
+    return list(drawn) or [min(order, key=lambda i: sizes[i])]
 
 
 def _shuffled(units: Sequence[Unit], seed: str) -> list[int]:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_tumor.data.splits.folds import draw_fraction
+from hpc_tumor.data.splits.image_leaks import image_leaks
 from hpc_tumor.data.splits.split_file import Indices, Split
 from hpc_tumor.data.splits.units import image_patients, image_units
 from hpc_tumor.data.store.store import Store
@@ -50,8 +51,8 @@ def split_by_folds(
     val = _sorted([image for i in drawn for image in groups[i].members])
     train = np.setdiff1d(rest, val)
     kind = "folds of the Cheng set" + (" as published" if as_published else " by patient")
-    leaks = bool(np.isin(units[test], units[rest]).any())
-    return Split(kind, seed, fold, train, val, test, leaks=leaks), notes
+    leakage = image_leaks(store, train, val, test)
+    return Split(kind, seed, fold, train, val, test, leakage.units > 0, leakage), notes
 
 
 def _together(units: NDArray[np.int64], published: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str]]:

@@ -3,7 +3,8 @@
     {"schema": 1, "kind": "by-patient", "seed": 0, "fold": null, "leaks": false, "fingerprint": "…",
      "parts": {"train": ["BraTS20_Training_001", …], "val": […], "test": […]}}
 
-Ids are the store's: names of cases, or paths of images. Single slices are pairs, `["BraTS20_Training_001", 77]`.
+Ids are the store's: names of cases, or paths of images. Single slices are pairs, `["BraTS20_Training_001", 77]`. Splits
+of images also have "leakage": the numbers of `ImageLeaks`, which are counted again on reading.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_tumor import __version__
-from hpc_tumor.data.splits.units import patient_numbers, ties
+from hpc_tumor.data.splits.image_leaks import ImageLeaks, image_leaks
+from hpc_tumor.data.splits.units import known_units, label_conflicts, patient_numbers, ties
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
 from hpc_tumor.system import atomic
-from hpc_tumor.vocabulary import printable
+from hpc_tumor.vocabulary import printable, series
 
 SCHEMA = 1
 PARTS = ("train", "val", "test")
@@ -43,6 +45,10 @@ class Split:
         train, val, test: `(n,)` numbers of cases or images, or `(n, 2)` pairs of case and slice for single slices.
             `val` may be empty.
         leaks: True if one patient or image may be in two parts.
+        leakage: images with a copy or their patient in another part; None for patients' scans.
+        excluded: number of images left out of all parts for their contradicted class (see `label_conflicts`).
+        conflicting: number of such images in the parts.
+        shared: number of images of other sources left out, as copies or patients of the source that is tested on.
     """
 
     kind: str
@@ -52,6 +58,10 @@ class Split:
     val: Indices
     test: Indices
     leaks: bool
+    leakage: ImageLeaks | None = None
+    excluded: int = 0
+    conflicting: int = 0
+    shared: int = 0
 
     @property
     def parts(self) -> dict[str, Indices]:
@@ -70,6 +80,7 @@ def write_split(path: Path, split: Split, store: Store) -> None:
         "seed": split.seed,
         "fold": split.fold,
         "leaks": split.leaks,
+        **({"leakage": split.leakage.as_json()} if split.leakage else {}),
         "parts": {part: _named(numbers, store) for part, numbers in split.parts.items()},
     })  # fmt: skip
 
@@ -93,12 +104,18 @@ def read_split(path: Path, store: Store) -> Split:
         )
     digest = hashlib.sha256(json.dumps([declared, *(sorted(map(str, parts[part])) for part in PARTS)]).encode())
     kind = f"{printable(path.name)} {digest.hexdigest()[:8]}"
-    return Split(kind, None, None, indices["train"], indices["val"], indices["test"], leaks=declared)
+    train, val, test = (indices[part] for part in PARTS)
+    if store.task == "segmentation":
+        return Split(kind, None, None, train, val, test, leaks=declared)
+    listed = {case for numbers in indices.values() for case in numbers.tolist()}
+    conflicting = sum(conflict.image in listed for conflict in label_conflicts(store))
+    leakage = image_leaks(store, train, val, test)
+    return Split(kind, None, None, train, val, test, declared, leakage, conflicting=conflicting)
 
 
 def leak_of(parts: dict[str, Indices], store: Store) -> str | None:
     """Describe the first patient or duplicate group that is in two of the `parts`, or return None."""
-    owner = (store.group if store.task == "classification" else patient_numbers(store)).tolist()
+    owner = (known_units(store) if store.task == "classification" else patient_numbers(store)).tolist()
     seen: dict[int, tuple[str, int]] = {}
     for part, numbers in parts.items():
         for case in np.unique(numbers[:, 0] if numbers.ndim == 2 else numbers).tolist():
@@ -113,7 +130,13 @@ def leak_of(parts: dict[str, Indices], store: Store) -> str | None:
 
 def _alike(store: Store, one: int, other: int) -> str:
     if store.task == "classification":
-        return "copies or near copies"
+        if store.group[one] == store.group[other]:
+            return "copies or near copies"
+        patients = {store.patients[image] for image in (one, other)} - {""}
+        through = "" if len(patients) == 1 and store.patients[one] == store.patients[other] else ", through copies"
+        return (
+            f"of patient {series(sorted(patients), 'and')}{through}" if patients else "of one patient, through copies"
+        )
     why = (reason for reason, keys in ties(store).items() if keys[one] & keys[other])
     return f"the same patient ({next(why, 'through other cases')})"
 

@@ -5,11 +5,14 @@ Splits, split files, training, cross-validation and the audit share this definit
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hpc_tumor.data.patients.reference import class_of_slice
 from hpc_tumor.data.raw.patient_names import patient_of
 from hpc_tumor.data.splits.folds import Unit
 from hpc_tumor.data.splits.joining import group_connected, join_groups
@@ -21,7 +24,6 @@ SAME_SCANS, NEAR_SCANS = "the same scans", "nearly the same scans"
 NAME, OTHER_ID = "one patient by name", "one patient by its id in another edition"
 FOLDER = "one patient by the folder of its sessions"
 MOST_NEAR = 8  # plausible number of nearly identical cases of one patient
-_MOST_SHOWN = 10  # groups of near copies listed
 _WORDS = {
     SAME_SCANS: "with the same scans as another",
     NEAR_SCANS: "with nearly the same scans as another",
@@ -131,10 +133,18 @@ def patient_numbers(store: Store) -> NDArray[np.int64]:
 
 
 def image_patients(store: Store) -> NDArray[np.int64]:
-    """Return `(n,)` unit numbers of the images: those connected by copies or by known patients have one number."""
+    """Return `(n,)` unit numbers of the images: those connected by copies or by known patients have one number.
+
+    Raises StoreError for a store of an earlier version, which names no patients.
+    """
     first: dict[str, int] = {}
     pairs = [(first.setdefault(name, image), image) for image, name in enumerate(store.patients) if name]
     return join_groups(store.group, [np.array(pairs, np.int64).reshape(-1, 2)]).astype(np.int64)
+
+
+def known_units(store: Store) -> NDArray[np.int64]:
+    """Return `image_patients`, or the groups of copies if the store is of an earlier version and names no patients."""
+    return image_patients(store) if store.names_patients else store.group
 
 
 def image_units(store: Store, images: NDArray[np.int64], group: NDArray[np.int64]) -> list[Unit]:
@@ -146,16 +156,75 @@ def image_units(store: Store, images: NDArray[np.int64], group: NDArray[np.int64
     return [Unit(store.paths[own[0]], int(classes[own[0]]), tuple(own)) for own in members.values()]
 
 
+def image_patient_units(store: Store, images: NDArray[np.int64]) -> list[Unit]:
+    """Group `images` by `image_patients`; the stratum is the class of most of a unit's images."""
+    units = []
+    for unit in image_units(store, images, image_patients(store)):
+        counts = Counter(store.label[list(unit.members)].tolist())
+        units.append(unit._replace(stratum=min(counts, key=lambda label: (-counts[label], label))))
+    return units
+
+
+class LabelConflict(NamedTuple):
+    """An image whose class is contradicted by the Cheng set, or by a copy.
+
+    Attributes:
+        image: number of the image; `filed` is its class in the store.
+        other: a copy of it of another class, None if there is none.
+        slice: the slice of the Cheng set that it shows, 0 if unknown.
+        contrary: class of that slice, or of the copy if the slice is unknown.
+    """
+
+    image: int
+    filed: str
+    other: int | None
+    slice: int
+    contrary: str
+
+
+def label_conflicts(store: Store) -> list[LabelConflict]:
+    """Return the images with a contradicted class, in the order of the store.
+
+    The class of a known slice is that of the Cheng set, and only images filed otherwise are conflicts. Copies that are
+    not known slices have the class of the known ones among them; without any, all copies of different classes are
+    conflicts, as nothing tells which is right.
+    """
+    labels = store.label.tolist()
+    slices = store.known_slice.tolist() if store.names_patients else [0] * len(store)
+    true = {image: store.classes.index(class_of_slice(number)) for image, number in enumerate(slices) if number}
+    conflicts = []
+    for images in _copies(store):
+        known = {true[image] for image in images if image in true}
+        for image in images:
+            others = [copy for copy in images if labels[copy] != labels[image]]
+            right = {true[image]} if image in true else known
+            if labels[image] in right or not (right or others):
+                continue
+            other = next((copy for copy in others if not right or labels[copy] in right), next(iter(others), None))
+            contrary = min(right) if right else labels[others[0]]
+            names = store.classes
+            conflicts.append(LabelConflict(image, names[labels[image]], other, slices[image], names[contrary]))
+    return sorted(conflicts)
+
+
 def disagreements(store: Store) -> list[str]:
-    """Return a line for each of the first duplicate groups with images of different classes."""
+    """Return a line on the images with a contradicted class, with the first, or no line."""
+    conflicts = label_conflicts(store)
+    if not conflicts:
+        return []
+    first = conflicts[0]
+    where = f"slice {first.slice} of the Cheng set" if first.slice else f"a copy of {_path(store, first.other)}"
+    return [
+        f"{counted(len(conflicts), 'image')} with conflicting labels, such as {store.paths[first.image]}:"
+        f" {first.filed}, but {where}, {first.contrary}. Splits leave them out unless data.conflicts=keep;"
+        " hpc-tumor audit lists them."
+    ]
+
+
+def _path(store: Store, image: int | None) -> str:
+    return "another image" if image is None else store.paths[image]
+
+
+def _copies(store: Store) -> list[list[int]]:
     order = np.argsort(store.group, kind="stable")
-    sets = np.split(order, np.flatnonzero(np.diff(store.group[order])) + 1)
-    mixed = [images.tolist() for images in sets if len(set(store.label[images].tolist())) > 1]
-    lines = []
-    for first, *rest in mixed[:_MOST_SHOWN]:
-        other = next(image for image in rest if store.label[image] != store.label[first])
-        names = f"{store.paths[first]} and {store.paths[other]}"
-        lines.append(f"{names} are copies or near copies, but of different classes: check them.")
-    if len(mixed) > _MOST_SHOWN:
-        lines.append(f"{len(mixed) - _MOST_SHOWN} more sets of near copies have images of different classes.")
-    return lines
+    return [images.tolist() for images in np.split(order, np.flatnonzero(np.diff(store.group[order])) + 1)]

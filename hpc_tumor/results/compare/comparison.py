@@ -186,8 +186,10 @@ class Group:
         """Task, data, split, leakage and number of test cases."""
         known = sorted({entry.n for entry in self.entries if entry.n is not None})
         counts = "–".join(f"{count:,}" for count in (known[:1] + known[-1:] if len(known) > 1 else known)) or "unknown"
-        # Slices of one patient may be in several parts, since the data does not identify patients.
-        clean = "no duplicates across parts" if self.split == "deduplicated" else "does not leak"
+        # Patients of some images are unknown, so an image split can only be called free of known leaks.
+        clean = "does not leak" if self.task == "segmentation" else "no leak found"
+        if self.split == "deduplicated":
+            clean = "no duplicates across parts"
         leak = {True: "leaks", False: clean, None: "leakage unknown"}[self.split_leaks]
         noun = CASES[self.task] if known != [1] else CASES[self.task].removesuffix("s")
         fingerprint = f" {self.fingerprint[:12]}" if self.fingerprint else ""
@@ -205,6 +207,12 @@ class Group:
             for entry in self.entries
         }
         return texts.pop() if len(texts) == 1 else ""
+
+    @property
+    def leakage(self) -> str | None:
+        """Sentences on the copies and patients in two parts, of the folds if they differ; None if not recorded."""
+        texts = dict.fromkeys(run.split_leakage for run in self.runs if run.split_leakage)
+        return "; or ".join(texts) or None
 
     def _of_folds(self) -> str:
         seen = {fold for entry in self.entries for fold in entry.folds}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpc_tumor.config import Experiment
+from hpc_tumor.earlier import with_earlier_defaults
 from hpc_tumor.errors import HpcTumorError
 from hpc_tumor.results.read.run_result import RunResult
 from hpc_tumor.results.read.values import section, text
@@ -67,7 +68,7 @@ def commands_of(config: Mapping[str, Any], git: Mapping[str, Any]) -> list[str]:
         task = config.get("task")
         base = merge(preset(str(name)), {"model": {"name": name}, "data": {"store": store}, "task": task})
         usual = _flat(build(Experiment, base, where=lambda _: "").model_dump(mode="json"))
-        settings = _flat(build(Experiment, dict(config), where=lambda _: "").model_dump(mode="json"))
+        settings = _flat(build(Experiment, with_earlier_defaults(config), where=lambda _: "").model_dump(mode="json"))
     except HpcTumorError:
         return []
     gpus = str(settings["hardware.gpus"])

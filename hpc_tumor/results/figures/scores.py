@@ -37,6 +37,7 @@ _REGION_MARKS = dict(zip(REGIONS, ("o", "s", "^"), strict=True))
 _SHORT = {"balanced_accuracy": "bal. accuracy %", "accuracy_new": "acc., new images %"}
 _PER_ROW = 5  # panels
 _NUMBERS = 1.25  # inches for the numbers
+_KEYS = 4  # in one line of the legend
 _DASHES = ((4, 3), (1, 1.5), (5, 1.5, 1, 1.5))  # of the lines of controls
 
 
@@ -67,8 +68,8 @@ def _published(entries: Sequence[Entry]) -> bool:
 def _forest(group: Group, rows: Rows, controls: Mapping[str, float]) -> Sheet:
     metric = measure(group.task, group.main)
     times, left = factor(metric), rows.left()
-    legend = _published(rows.entries) or bool(controls) or any(len(entry.runs) > 1 for entry in rows.entries)
-    top = 0.34 if legend else 0.1
+    keys = _forest_keys(rows, controls)
+    top = 0.1 if len(keys) == 1 else 0.34 if len(keys) <= _KEYS else 0.54
     sheet = Sheet(top + rows.total + 0.5)
     axes = sheet.axes(left, top, WIDTH - left - _NUMBERS, rows.total)
     rows.prepare(axes)
@@ -84,8 +85,8 @@ def _forest(group: Group, rows: Rows, controls: Mapping[str, float]) -> Sheet:
         axes.axvline(times * value, color=INK, linestyle=(0, dashes), linewidth=1.0, zorder=1)
     axes.set(xlim=limits([times * value for value in seen if value is not None], metric), xlabel=metric.heading)
     rows.write(sheet, top)
-    if legend:
-        sheet.keys(left, 0.12, _forest_keys(rows, controls))
+    if len(keys) > 1:
+        sheet.keys(left, 0.12, keys)
     return sheet
 
 

@@ -15,7 +15,8 @@ Scores = Mapping[str, float | None]
 # Settings that cannot change a score, or are part of a group's key: they do not distinguish entries.
 NOT_SETTINGS = frozenset({
     "seed", "checkpoint_minutes", "keep_every", "profile", "tensorboard", "data.store", "data.split", "data.split_file",
-    "data.fold", "data.keep", "data.keep_gb", "hardware.channels_last", "hardware.threads", "hardware.timeout_minutes",
+    "data.test_source", "data.fold", "data.keep", "data.keep_gb", "hardware.channels_last", "hardware.threads",
+    "hardware.timeout_minutes",
 })  # fmt: skip
 
 
@@ -25,6 +26,7 @@ class RunResult:
 
     Attributes:
         path: run directory as printable text; `place` is the actual path.
+        split_leakage: sentence on the copies and patients that a split of images has in two parts.
         config: settings by dotted name.
         settings: hash of the settings without NOT_SETTINGS, equal for runs with equal settings.
         cases: scores of each test case, with the weights of the best epoch.
@@ -41,6 +43,7 @@ class RunResult:
     seed: int | None
     split: str
     split_leaks: bool | None
+    split_leakage: str | None
     split_seed: int | None
     fold: int | None
     folds: int | None

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
+from hpc_tumor.earlier import with_earlier_defaults
 from hpc_tumor.results.compare.measures import MAIN_SCORE
 from hpc_tumor.results.read.case_file import read_test_cases
 from hpc_tumor.results.read.cases import TestCases
@@ -18,6 +19,7 @@ from hpc_tumor.run_dir import RunDir, read_json
 _READERS = {int | None: integer, float | None: number, str | None: text, bool | None: flag}
 _OF_RESULT = {name: _READERS[kind] for name, kind in get_type_hints(RunResult).items() if kind in _READERS}
 _LATER = ("scoring.flips", "scoring.clean")  # settings that earlier versions did not have
+_ABSENT = {"data.conflicts": None, "data.test_source": None}  # likewise
 
 
 def find_fault(result: Mapping[str, Any]) -> str | None:
@@ -47,6 +49,7 @@ def read_finished(run: RunDir, result: Mapping[str, Any]) -> RunResult:
         "filters": integer(section(config.get("model")).get("filters")),
         "seed": integer(result.get("seed", config.get("seed"))), "folds": integer(data.get("folds")),
         "split": text(result.get("split")) or text(data.get("split")) or "unknown",
+        "split_leakage": text(section(result.get("split_leakage")).get("summary")),
         "store": text(result.get("store")) or text(data.get("store")) or "unknown store",
         "train_cases": integer(counts.get("train")), "val_cases": integer(counts.get("val")), "test_cases": tested,
         "chosen_by": "last epoch" if lost else text(result.get("chosen_by")), "weights_lost": lost,
@@ -77,8 +80,8 @@ def _tested(
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings by dotted name; those that earlier versions did not have get their former behaviour."""
-    settings: dict[str, Any] = dict.fromkeys(_LATER, False) if config else {}
-    for key, value in config.items():
+    settings: dict[str, Any] = {**dict.fromkeys(_LATER, False), **_ABSENT} if config else {}
+    for key, value in with_earlier_defaults(config).items():
         inner = {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
         settings |= {word(name): plain(item) for name, item in inner.items()}
     return settings

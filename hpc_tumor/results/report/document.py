@@ -174,7 +174,7 @@ _DATASETS = {"brats": "BraTS", "brats-h5": "BraTS (H5 edition)", "brain-mri": "B
 _SPLITS = {
     "by-patient": "No patient is in two parts of the split.",
     "deduplicated": "No image has an exact or near duplicate in another part of the split; other slices of its patient"
-    " may be there, since the data does not identify patients.",
+    " may be there.",
     "published": "Published split.",
 }
 
@@ -189,7 +189,11 @@ def _data(group: Group) -> Iterable[str]:
     tested = sorted({entry.n for entry in group.entries if entry.n is not None})
     sizes += [f"{tested[-1]:,} for testing"] if tested else []
     yield f"{dataset}, number of {unit}: {', '.join(sizes)}." if sizes else f"{dataset}."
-    yield _SPLITS.get(group.split, f"Split from a file ({group.split}).")
+    about = _SPLITS.get(group.split, f"Split from a file or by source ({group.split}).")
+    images = group.task == "classification" and group.split == "by-patient"
+    yield "No known patient is in two parts of the split." if images else about
+    if group.leakage:
+        yield f"Across its parts: {group.leakage}."
     known = [images.known for images in group.entries[0].tested_images if images.known is not None]
     if copies := sum(int(copied.sum()) for copied in known):
         yield f"{copies:,} of the test images have an exact or near duplicate in training or validation."

@@ -23,8 +23,8 @@ _MOST_AGAINST = 24  # tests against controls in it
 _BRIEF = {
     "classification": (
         "label", "accuracy", "interval", "sd", "accuracy_known", "accuracy_patients", "new", "published",
-        "balanced_accuracy", "auroc",
-        "ece", "confidence", "last", "train", "parameters", "gpus", "time", "memory", "epochs",
+        "balanced_accuracy", "auroc", "ece", "confidence", "last", "train", "parameters", "gpus", "time", "memory",
+        "epochs",
     ),
     "segmentation": (
         "label", "dice", "interval", "sd", *(f"dice_{part}" for part in (*REGIONS, "NCR", "ED")), "hd95", "nsd",
@@ -35,8 +35,8 @@ _BRIEF_COSTS = {"parameters": "params", "time": "time", "memory": "GB", "epochs"
 _BRIEF_TITLES = {
     "classification": {
         "accuracy": "test %", "accuracy_known": "known %", "accuracy_patients": "patients %", "new": "new %",
-        "published": "publ.† %",
-        "balanced_accuracy": "bal. %", "confidence": "conf. %", "last": "last %", "train": "train %", **_BRIEF_COSTS,
+        "published": "publ.† %", "balanced_accuracy": "bal. %", "confidence": "conf. %", "last": "last %",
+        "train": "train %", **_BRIEF_COSTS,
     },
     "segmentation": {"hd95": "HD95", "published": "publ.†", "precision": "prec.", **_BRIEF_COSTS},
 }  # fmt: skip

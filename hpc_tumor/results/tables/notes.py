@@ -139,7 +139,8 @@ def _surfaces(group: Group) -> Iterator[str]:
 
 def _unequal(group: Group) -> Iterator[str]:
     if group.split_leaks:
-        yield "This split leaks: test cases have near copies in the training part, so all scores are too high."
+        why = group.leakage or "test cases have near copies in the training part"
+        yield f"This split leaks: {why}; all scores are too high."
     tested = {entry.cases.identity for entry in group.entries if entry.cases.identity}
     if earlier := group.without_patients:
         every = len(earlier) == len(group.entries)

@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from hpc_tumor.console import log
 from hpc_tumor.data.feed.samples import SlicePart
-from hpc_tumor.data.splits.units import image_patients
+from hpc_tumor.data.splits.units import known_units
 from hpc_tumor.errors import DataError
 from hpc_tumor.models import count_parameters
 from hpc_tumor.run_dir import Damage
@@ -141,6 +141,8 @@ def _result(state: TrainingState, scored: Scored, seconds: float, memory_gb: flo
         "split": parts.split.kind,
         "split_seed": parts.split.seed,
         "split_leaks": parts.split.leaks,
+        "split_leakage": parts.split.leakage.as_json() if parts.split.leakage else None,
+        "left_out": parts.split.excluded,
         "fold": experiment.data.fold,
         "store": str(experiment.data.store),
         "fingerprint": parts.store.fingerprint,
@@ -238,7 +240,7 @@ def _image_rows(
     part, classes, store = state.parts.test.part, state.spec.classes or [], state.parts.store
     assert not isinstance(part, SlicePart)
     patients = store.patients if store.names_patients else None
-    units = image_patients(store) if store.names_patients else store.group
+    units = known_units(store)
     rows: list[dict[str, object]] = []
     for position in positions:
         row, label = probabilities[position], int(part.classes[position])  # type: ignore[attr-defined]

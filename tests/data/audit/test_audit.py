@@ -86,7 +86,7 @@ def test_planted_twins_are_found_and_no_others(twins: Path) -> None:
     assert published.leakage is not None
     assert used.leakage is not None
     assert (published.leakage.shared, published.leakage.identical, published.leakage.tested) == (4, 4, 12)
-    assert (used.name, used.leakage.shared, used.leakage.val_shared) == ("deduplicated", 0, 0)
+    assert (used.name, used.leakage.shared, used.leakage.val_shared) == ("by-patient", 0, 0)
     assert published.leaks
     assert not used.leaks
     assert published.memoriser is not None
@@ -298,7 +298,7 @@ def test_the_page_stands_alone(kind: str, request: pytest.FixtureRequest) -> Non
     assert all(picture["alt"] and str(picture["src"]).startswith("data:image/") for picture in page.pictures)
     assert not re.search(r"https?://|<script|<link", re.sub(r'src="data:[^"]*"', "", html))
     assert "LEAKS" in page.text
-    assert "does not leak" in page.text
+    assert ("no leak found" if kind == "twins" else "does not leak") in page.text
 
 
 def test_what_is_unusual_in_patients_is_told(patients: Path) -> None:
@@ -338,10 +338,12 @@ def test_no_spread_of_no_values() -> None:
 
 
 def test_verdicts_of_splits(patients: Path, twins: Path) -> None:
-    for path, words in ((patients, "1 validation patients are also in"), (twins, "1 validation images have a dup")):
+    for path, words in ((patients, "1 validation patients are also in"), (twins, "but of 1 validation image")):
         split = audited(path).in_use
         assert split.leakage is not None
-        shared = replace(split, leakage=replace(split.leakage, val_shared=1))
+        images = split.leakage.images and replace(split.leakage.images, val_copies=1)
+        shared = replace(split, leakage=replace(split.leakage, val_shared=1, images=images))
+        assert verdict(shared).startswith("LEAKS")
         assert words in verdict(shared)
     refused = replace(split, leakage=None, refused="5 folds need at least 5.")
     error = leak_error(replace(audited(twins), splits=(refused,)))
@@ -369,16 +371,18 @@ def test_the_command(twins: Path, patients: Path, tmp_path: Path, capsys: pytest
     page = tmp_path / "audit.html"
     assert cli.main(["audit", str(twins), "--output", str(page)]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("deduplicated (in use)  does not leak: none of 12 test images has a duplicate in training\n")
-    assert "LEAKS: 4 of 12 test images have a duplicate in training, 4 pixel-identical" in said
+    assert said.startswith(
+        "by-patient (in use)  no leak found: no copies in two parts; no patient of the test images is known\n"
+    )
+    assert "LEAKS: 4 of 12 test images have copies in training, 4 pixel-identical" in said
     assert page.read_text().startswith("<!DOCTYPE html>")
     assert cli.main(["audit", str(patients)]) == 0
-    for store, way in ((twins, "deduplicated"), (patients, "by-patient")):
+    for store in (twins, patients):
         assert cli.main(["audit", str(store), "--split", "published"]) == 3
-        assert f"leaks, so its scores are inflated. Train with --set data.split={way}." in capsys.readouterr().err
+        assert "leaks, so its scores are inflated. Train with --set data.split=by-patient." in capsys.readouterr().err
     assert cli.main(["audit", str(twins), "--json", "--set", "fold=1"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["splits"][0]["name"] == "deduplicated, fold 1 of 5"
+    assert found["splits"][0]["name"] == "by-patient, fold 1 of 5"
     assert [split["leaks"] for split in found["splits"] if split["kind"] == "published"] == [True]
     assert len(found["duplicates"][0]["members"]) == 4
 
@@ -394,9 +398,7 @@ def test_a_protocol_that_may_leak_is_refused(tmp_path: Path, capsys: pytest.Capt
     store = image_store(write_pictures(tmp_path / "raw", twins=False))
     assert cli.main(["audit", str(store), "--split", "published"]) == 3
     said = capsys.readouterr()
-    assert (
-        "UNSAFE: none of 12 test images has a duplicate in training, but this protocol does not prevent it" in said.out
-    )
+    assert "UNSAFE: no copies in two parts; no patient of the test images is known, but this protocol" in said.out
     assert "may leak" in said.err
 
 

@@ -62,7 +62,9 @@ def quick(tmp_path: Path) -> Iterator[Path]:
 
 def interrupt(folder: Path, kind: str, which: str, *plans: str) -> int:
     """Return the number of conversions that killing.py ended."""
-    sources = map(str, write_sources(folder, kind))
+    sources = map(str, write_sources(folder, "images" if kind == "several" else kind))
+    if kind == "several":
+        write_pictures(folder / "kept", 1)
     command = [sys.executable, str(HERE / "killing.py"), kind, which, *sources, str(folder), *plans]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -70,7 +72,7 @@ def interrupt(folder: Path, kind: str, which: str, *plans: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "kind", ["images", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("masks", "patients"))]
+    "kind", ["images", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("masks", "patients", "several"))]
 )
 def test_killed_at_each_kind_of_step(quick: Path, kind: str) -> None:
     assert interrupt(quick, kind, "sample", *(f"{how}=kill" for how in HOWS)) >= 40
@@ -90,7 +92,7 @@ def test_a_disk_that_fails_from_each_kind_of_step_on(quick: Path, kind: str) -> 
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("how", HOWS)
-@pytest.mark.parametrize("kind", ["images", "masks", "patients"])
+@pytest.mark.parametrize("kind", ["images", "masks", "patients", "several"])
 def test_killed_at_every_step(quick: Path, kind: str, how: str) -> None:
     """Right before every rename, new folder, removal and sync, and with every file opened but still empty."""
     assert interrupt(quick, kind, "all", f"{how}=kill") > 80

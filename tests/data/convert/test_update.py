@@ -54,6 +54,7 @@ def test_an_updated_store_has_the_bytes_of_a_new_one(old: Path, new: Path) -> No
     update = bring_up_to_date(old)
     assert update is not None
     assert update.images == 12
+    assert "Its fingerprint changed: collect shows earlier runs on it apart, and unfinished ones must be" in update.note
     assert files_of(old) == files_of(new)
     assert bring_up_to_date(old) is None
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from raw_samples import write_patients, write_pictures
+from raw_samples import real_data, write_patients, write_pictures
 
 from hpc_tumor.cli import main
 from hpc_tumor.config import Experiment
 from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader
 from hpc_tumor.data.raw.brats import BraTSReader
-from hpc_tumor.data.splits.split_file import read_split, write_split
+from hpc_tumor.data.splits.split_file import Split, read_split, write_split
 from hpc_tumor.data.splits.splits import make_split, split_of
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError, UsageError
@@ -77,6 +77,31 @@ def test_leaks_are_refused_unless_declared(volumes: Store, images: Store, tmp_pa
     assert len(twins) == 2
     with pytest.raises(DataError, match="are copies or near copies"):
         read_split(write(path, train=[twins[0]], test=[twins[1]]), images)
+
+
+def test_a_file_that_parts_a_patient_is_refused_with_two_images_and_the_patient(tmp_path: Path) -> None:
+    prepare_dataset(BrainMRIReader(), real_data("brain-mri"), tmp_path / "s.zarr", workers=1)
+    store = Store.open(tmp_path / "s.zarr")
+    assert not read_split(written(store, make_split(store, None, 0), tmp_path / "a.json"), store).leaks
+    clean = make_split(store, "deduplicated", 0)
+    path = written(store, clean, tmp_path / "b.json")
+    again = read_split(path, store)
+    assert (again.leaks, again.leakage, again.conflicting) == (True, clean.leakage, 0)
+    values = json.loads(path.read_text())
+    assert values["leakage"]["same_patient"] == clean.leakage.same_patient > 100  # type: ignore[union-attr]
+    assert "have their patient in training" in values["leakage"]["summary"]
+    path.write_text(json.dumps({**values, "leaks": False}))
+    with pytest.raises(
+        DataError, match=r"Training/\S+ in train and \S+ in (val|test) are of patient \w+\. Put them"
+    ) as error:
+        read_split(path, store)
+    assert len(str(error.value).splitlines()) == 1
+    assert len(str(error.value)) < 400
+
+
+def written(store: Store, split: Split, path: Path) -> Path:
+    write_split(path, split, store)
+    return path
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from raw_samples import real_data
 
 from hpc_tumor.data.convert.prepare import prepare_dataset
+from hpc_tumor.data.patients.reference import pid_of
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader
 from hpc_tumor.data.splits.folds import Unit, deal_folds, draw_fraction
 from hpc_tumor.data.splits.splits import Split, make_split, middle_slices
-from hpc_tumor.data.splits.units import patient_units
+from hpc_tumor.data.splits.units import image_patients, label_conflicts, patient_units
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError, UsageError
+from hpc_tumor.vocabulary import CLASSES
 
 
 def patients(n: int, depth: int = 155) -> Store:
@@ -42,7 +44,7 @@ class FakePatients(SimpleNamespace):
 
 
 class FakeImages(SimpleNamespace):
-    def __init__(self, label: Any, part: Any, group: Any):
+    def __init__(self, label: Any, part: Any, group: Any, patients: Any = None):
         super().__init__(
             task="classification", path=Path("s.zarr"), label=np.array(label), part=np.array(part),
             group=np.array(group), paths=[f"image {i:04}" for i in range(len(label))], fingerprint="f",
@@ -50,6 +52,10 @@ class FakeImages(SimpleNamespace):
         # Every third image of a group repeats the one before, pixel by pixel.
         self.identical = np.array([g * 100 + (np.sum(self.group[:i] == g) + 1) // 2 for i, g in enumerate(group)])
         self.case_ids = self.paths
+        self.classes = list(CLASSES)
+        self.names_patients = True
+        self.known_slice = np.zeros(len(label), np.int64)
+        self.patients = ["" if patients is None or not patients[i] else f"p{patients[i]}" for i in range(len(label))]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -143,14 +149,14 @@ def test_folds_are_balanced_whatever_the_groups(
 
 @given(
     strata=st.lists(st.tuples(st.integers(0, 2), st.sampled_from((1, 1, 2, 7))), min_size=2, max_size=80),
-    fraction=st.floats(0.01, 0.99), seed=st.integers(0, 99),
+    fraction=st.floats(0.01, 0.99), seed=st.integers(0, 99), fill=st.booleans(),
 )  # fmt: skip
 @settings(max_examples=200, deadline=None)
 def test_a_share_is_near_its_fraction_in_every_stratum(
-    strata: list[tuple[int, int]], fraction: float, seed: int
+    strata: list[tuple[int, int]], fraction: float, seed: int, fill: bool
 ) -> None:
     units = [Unit(f"u{i}", kind, tuple(range(n))) for i, (kind, n) in enumerate(strata)]
-    drawn = draw_fraction(units, fraction, str(seed))
+    drawn = draw_fraction(units, fraction, str(seed), fill=fill)
     assert 0 < len(drawn) < len(units)
     for kind in {unit.stratum for unit in units}:
         some = [len(unit.members) for unit in units if unit.stratum == kind]
@@ -234,7 +240,11 @@ def test_middle_slices() -> None:
 def test_refusals() -> None:
     with pytest.raises(UsageError, match=r"unknown split for segmentation 'by-patiant'. Did you mean 'by-patient'\?"):
         make_split(patients(3), "by-patiant", 0)
-    with pytest.raises(UsageError, match="Known: deduplicated, published"):
+    with pytest.raises(UsageError, match="Known: by-patient, deduplicated, published"):
+        make_split(images([(0, False, 0)] * 4), "per person", 0)
+    with pytest.raises(
+        DataError, match="has 1 patient or image without one: a training and a test part need at least 2"
+    ):
         make_split(images([(0, False, 0)] * 4), "by-patient", 0)
     with pytest.raises(UsageError, match="fold 5 of 5"):
         make_split(patients(9), None, 0, fold=5)
@@ -247,19 +257,95 @@ def test_refusals() -> None:
         make_split(images([(0, False, i) for i in range(4)]), "published", 0)
 
 
-def test_real_images_leak_as_published_and_not_when_deduplicated(tmp_path: Path) -> None:
-    """31 of the 224 sample test images repeat a training image by pixels; 81 with near copies and nearest slices."""
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(0, 3), st.booleans(), st.integers(0, 12), st.integers(0, 5)), min_size=4, max_size=60
+    ),
+    seed=st.integers(0, 1000), fold=st.none() | st.integers(0, 2), conflicts=st.sampled_from(["exclude", "keep"]),
+)  # fmt: skip
+@settings(max_examples=200, deadline=None)
+def test_no_known_patient_is_on_two_sides(
+    rows: list[tuple[int, bool, int, int]], seed: int, fold: int | None, conflicts: str
+) -> None:
+    """Copies of different classes, patients of several classes, and copies that join patients are among them."""
+    label, part, group, patients = zip(*rows, strict=True)
+    store = cast(Store, FakeImages(label, ["test" if p else "train" for p in part], group, patients))
+    units = image_patients(store)
+    try:
+        split = make_split(store, "by-patient", seed, fold=fold, folds=3, conflicts=conflicts)
+    except DataError:
+        assert len(set(units.tolist())) < 3 or conflicts == "exclude"
+        return
+    assert disjoint([set(units[p].tolist()) for p in (split.train, split.val, split.test)])
+    names = [{store.patients[i] for i in p.tolist()} - {""} for p in (split.train, split.val, split.test)]
+    assert disjoint(names)
+    assert split.leakage is not None
+    assert not split.leaks
+    assert split.leakage.units == 0
+    every = np.concatenate([split.train, split.val, split.test])
+    assert len(every) == len(set(store.identical[every].tolist()))  # of identical images one remains
+    contradicted = {conflict.image for conflict in label_conflicts(store)}
+    assert bool(contradicted & set(every.tolist())) == bool(split.conflicting)
+    assert (split.excluded, conflicts == "keep") in ((len(contradicted), False), (0, True))
+
+
+def test_large_patients_leave_class_shares_as_they_are() -> None:
+    """Patients of 1 to 30 images, and images without one: each class has its fraction in the test part."""
+    draw = np.random.default_rng(0)
+    rows = [(kind, patient) for kind in range(3) for patient in range(40) for _ in range(draw.integers(1, 31))]
+    rows += [(3, -1)] * 600
+    label = [kind for kind, _ in rows]
+    names = [kind * 100 + patient + 1 if patient >= 0 else 0 for kind, patient in rows]
+    store = cast(Store, FakeImages(label, ["train"] * len(rows), range(len(rows)), names))
+    for seed in range(5):
+        split = make_split(store, "by-patient", seed, test_fraction=0.19)
+        shares = np.bincount(store.label[split.test]) / np.bincount(store.label)
+        assert np.abs(shares - 0.19).max() < 0.005
+
+
+def test_real_images_leak_as_published_and_not_by_patient(tmp_path: Path) -> None:
+    """The figures of the published sample: copies, patients with and without suffix letters, and the very slices."""
     summary = prepare_dataset(BrainMRIReader(), real_data("brain-mri"), tmp_path / "s.zarr", workers=1)
     store = Store.open(tmp_path / "s.zarr")
-    published = make_split(store, "published", 0, val_fraction=0)
-    clean = make_split(store, "deduplicated", 0, val_fraction=0)
-    assert (len(published.train), len(published.test)) == (587, 224)
-    assert np.isin(store.identical[published.test], store.identical[published.train]).sum() == 31
-    assert np.isin(store.group[published.test], store.group[published.train]).sum() == summary.leaking == 81
-    assert not np.isin(store.group[clean.test], store.group[clean.train]).any()
+    published = make_split(store, "published", 0)
+    assert (len(published.train) + len(published.val), len(published.test)) == (587, 224)
+    found = published.leakage
+    assert found is not None
+    assert (found.identical, found.copies) == (31, summary.leaking)
+    assert found.copies >= 81
+    assert (found.known, found.same_patient, found.same_slice) == (134, 119, 12)
+    training = {pid_of(number) for number in store.known_slice[store.part == "train"].tolist() if number}
+    tested = [pid_of(number) for number in store.known_slice[store.part == "test"].tolist() if number]
+    assert sum(pid in training for pid in tested) == 116
+    assert (published.leaks, published.excluded, published.conflicting) == (True, 0, 1)
+
+    clean = make_split(store, "deduplicated", 0)
+    assert clean.leaks
+    assert clean.leakage is not None
+    assert (clean.leakage.copies, clean.leakage.known) == (0, 134)
+    assert clean.leakage.same_patient > 100
+    assert clean.leakage.describe().startswith("no copies in two parts, but 1")
     assert clean.test.tolist() == published.test.tolist()
-    twins = np.isin(store.group[published.train], store.group[published.test]).sum()
-    assert len(published.train) - twins == len(clean.train)  # no training image repeats another by pixels
+
+    used = make_split(store, None, 0, test_fraction=0.19)
+    assert (used.kind, used.leaks, used.excluded) == ("by-patient", False, 1)
+    assert used.leakage is not None
+    assert (used.leakage.copies, used.leakage.same_patient, used.leakage.units) == (0, 0, 0)
+    assert used.leakage.known > 90
+    shares = np.bincount(store.label[used.test]) / np.bincount(store.label)
+    assert np.abs(shares - 0.19).max() < 0.02
+
+    (conflict,) = label_conflicts(store)
+    assert store.paths[conflict.image] == "Training/pituitary/Tr-pi_0520.jpg"
+    assert (conflict.filed, conflict.slice, conflict.contrary) == ("pituitary", 230, "meningioma")
+
+
+def test_old_deduplicated_splits_are_made_as_before() -> None:
+    """A split of copies of two classes, as versions without `conflicts` made it, from a record."""
+    store = images([(i % 4, i % 3 == 0, i // 2) for i in range(80)])
+    store.label[[2, 7, 30]] = 1, 2, 0  # type: ignore[index]
+    split = make_split(store, "deduplicated", 1, fold=2, conflicts="keep")
+    assert split.test.tolist() == [10, 11, 18, 19, 20, 21, 22, 23, 32, 33, 50, 51, 64, 65, 72, 73]
 
 
 def test_one_patient_of_two_editions_is_one_unit() -> None:

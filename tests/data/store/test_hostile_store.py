@@ -13,8 +13,10 @@ import fuzzing_store
 import numpy as np
 import pytest
 from bounded import Watch, run
+from earlier_stores import make_schema_1
 from raw_samples import write_patients, write_pictures
 
+from hpc_tumor.cli.views.patients import patient_rows
 from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader
 from hpc_tumor.data.raw.brats import BraTSReader
@@ -35,8 +37,9 @@ def read_store(path: Path) -> dict[str, Any]:
             all_of[f"volume {case}"] = store.read_volume(case).result()
         all_of["slices"] = store.read_slices([(case, 1) for case in cases]).result()
     else:
-        for name in ("classes", "paths", "label", "part", "identical", "group"):
+        for name in ("classes", "paths", "label", "part", "identical", "group", "sources", "heads", "thumbnails"):
             all_of[name] = getattr(store, name)
+        all_of["patients"] = [(row["patient"] or "", row["slice"] or 0) for row in patient_rows(store)]
         all_of["columns"] = len(store.text_column("mode")), len(store.text_column("sha256"))
         all_of["images"] = store.read_images(list(cases)).result()
     return all_of
@@ -102,10 +105,12 @@ def convert_again(watch: Watch, folder: Path, images: bool, seed: int, count: in
     source = write_pictures(folder / "raw", 1) if images else write_patients(folder / "raw", 2)
     prepare_dataset(reader, source, folder / "good.zarr", workers=1)
     random = np.random.default_rng(seed)
-    files = sorted(file.relative_to(folder / "good.zarr") for file in (folder / "good.zarr").rglob("zarr.json"))
-    for _ in range(count):
+    for number in range(count):
         shutil.copytree(folder / "good.zarr", folder / "s.zarr")
-        file = folder / "s.zarr" / files[random.integers(len(files))]
+        if images and number % 2:  # also one that is brought up to date
+            make_schema_1(folder / "s.zarr")
+        files = sorted((folder / "s.zarr").rglob("zarr.json"))
+        file = files[random.integers(len(files))]
         name, mutant = fuzzing_store.json_file(random, file.read_bytes())
         file.write_bytes(mutant)
         watch.read(
