@@ -40,8 +40,7 @@ ALLOWED_BEST_BY = {
     " for one class (recall_glioma)",
     "segmentation": "loss, dice, iou, precision or recall; all but loss also for NCR, ED, ET, WT or TC (dice_WT)",
 }
-_EXCLUSIVE = (*(("split_file", name) for name in ("split", "fold", "conflicts", "test_source")),
-              ("test_source", "split"), ("test_source", "fold"))  # fmt: skip
+_EXCLUSIVE = {"split_file": ("split", "fold", "conflicts", "test_source"), "test_source": ("split", "fold")}
 OUTPUTS = {"classification": 4, "segmentation": 3}  # classes; labels NCR/NET, ED and ET
 
 
@@ -64,8 +63,7 @@ class DataSettings(Settings):
     )
     conflicts: Literal["exclude", "keep"] | None = Field(
         None,
-        description="images whose class is contradicted by a copy or the Cheng set: in no part (exclude) or as filed;"
-        " absent: exclude, but keep in the published split",
+        description="images with a contradicted class: exclude or keep; absent: keep in the published split only",
     )
     test_source: str | None = Field(None, description="source of the images to test on; those of the others train")
     fold: int | None = Field(None, ge=0, description="index of the test fold, from 0; absent: a single split")
@@ -263,7 +261,7 @@ class Experiment(Settings):
         for name in ("conflicts", "test_source"):
             if (value := getattr(data, name)) is not None and self.task != "classification":
                 raise SettingError(f"data.{name}", f"= {value!r} is not for {self.task}: leave it out")
-        for one, other in _EXCLUSIVE:
+        for one, other in ((one, other) for one, others in _EXCLUSIVE.items() for other in others):
             if getattr(data, one) is not None and (value := getattr(data, other)) is not None:
                 raise SettingError(f"data.{other}", f"= {value!r} conflicts with data.{one}: leave out one of them")
         return self
