@@ -15,7 +15,7 @@ from launching import wait_for
 from local_slurm import LOCAL_TEST
 
 from hpc_tumor.cluster.convert.command import conversion_on
-from hpc_tumor.data.convert.prepare import PrepareSummary, prepare_dataset
+from hpc_tumor.data.convert.prepare import PrepareSummary, inspect_sources, prepare_dataset, prepare_sources
 from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.data.raw.sources import inspect_source
 from hpc_tumor.data.store.store import Store
@@ -103,6 +103,21 @@ def test_killed_tasks_change_nothing(on_slurm: None, sources: Path, tmp_path: Pa
     assert tree(store) == tree(sources / f"{kind}.zarr")
     assert any("was lost" in line for line in said), said
     wait_for(lambda: not tasks_of(store) and not queued())
+
+
+def test_several_sources_and_an_update_of_one_of_them(on_slurm: None, sources: Path, tmp_path: Path) -> None:
+    """The array converts images of both sources, and then of one, with the same stores as on this machine."""
+    other = tmp_path / "other"
+    make_phantom(other, "brain-mri", 40, 2)
+    stores = tmp_path / "array.zarr", tmp_path / "here.zarr"
+    convert = conversion_on(str(LOCAL_TEST), 2, lambda line: None)
+    for given in ([str(sources / "brain-mri"), str(other)], [str(other)]):
+        for store, how in zip(stores, (convert, None), strict=True):
+            summary = prepare_sources(inspect_sources(given, store), store, workers=1, convert=how)
+            assert (summary.cases, summary.failed) == (340 - (len(given) == 1), [])
+        assert tree(stores[0]) == tree(stores[1])
+        next(other.rglob("*.jpg")).unlink()
+    wait_for(lambda: not tasks_of(stores[0]) and not queued())
 
 
 def test_a_killed_task_leaves_its_work_to_the_other(on_slurm: None, sources: Path, tmp_path: Path) -> None:

@@ -190,6 +190,10 @@ def _split_notes(split: Split, store: Store) -> tuple[str, ...]:
     from hpc_tumor.data.splits.splits import image_notes
 
     notes = [f"{note[0].upper()}{note[1:]}." for note in image_notes(split)]
+    if store.task == "classification" and not store.names_patients:
+        notes.append(
+            f"The store is of an earlier version and names no patients: hpc-tumor patients {store.path} adds them."
+        )
     rest = len(store) - split.excluded - split.shared - sum(map(len, (split.train, split.val, split.test)))
     if store.task == "classification" and rest:
         notes.append(
