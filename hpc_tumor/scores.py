@@ -64,11 +64,14 @@ def confusion_counts(predicted: NDArray[np.int64], labels: NDArray[np.int64], cl
     return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
 
 
-def of_confusion(counts: NDArray[np.number], classes: Sequence[str]) -> dict[str, Floats]:
+def of_confusion(
+    counts: NDArray[np.number], classes: Sequence[str], present: NDArray[np.bool_] | None = None
+) -> dict[str, Floats]:
     """Compute the scores of one or many confusion matrices.
 
     Args:
         counts: `(..., classes, classes)`, true class by predicted class.
+        present: `(classes,)` classes that count in the means of precision, recall and f1; None: all.
 
     Returns:
         Arrays `(...)`: balanced_accuracy over the classes present, mcc (0 if undefined), and precision, recall and f1
@@ -85,7 +88,7 @@ def of_confusion(counts: NDArray[np.number], classes: Sequence[str]) -> dict[str
     scores["mcc"] = _ratio(right.sum(-1) * n - (true * predicted).sum(-1), np.sqrt(spread))
     for name, values in (("precision", precision), ("recall", recall), ("f1", f1)):
         scores |= {f"{name}_{label}": values[..., index] for index, label in enumerate(classes)}
-        scores[name] = values.mean(-1)
+        scores[name] = values.mean(-1) if present is None else values[..., present].mean(-1)
     return scores
 
 

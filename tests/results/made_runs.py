@@ -171,17 +171,21 @@ def full_segmentation_run(
 def full_classification_run(
     runs: Path, name: str, model: str, seed: int = 0, images: int = 300, fold: int | None = None, **values: Any
 ) -> RunDir:
-    """Make a run with the probabilities of every image, duplicate groups and the controls."""
+    """Make a run with the probabilities of every image, duplicate groups, patients and the controls."""
     shared, noise = np.random.default_rng([3, fold or 0]), np.random.default_rng([4, fold or 0, seed, *model.encode()])
     labels = shared.integers(0, len(CLASSES), images)
     logits = shared.normal(0, 1, (images, len(CLASSES))) + noise.normal(0, 0.5, (images, len(CLASSES)))
     logits[np.arange(images), labels] += CLASSIFIERS.get(model, 2.0)
     chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    patients = patients_of(labels.tolist(), fold or 0)
+    groups = [index // 2 if index < images // 5 else -1 for index in range(images)]
+    units = units_of(groups, patients)
     rows = [
         {
             "case": f"image-{fold or 0}-{index:04}", "label": CLASSES[label], "prediction": CLASSES[row.argmax()],
             "correct": int(row.argmax() == label), "confidence": float(row.max()),
-            "group": index // 2 if index < images // 5 else -1, "known": int(index % 7 == 0),
+            "group": groups[index], "unit": 1000 * (fold or 0) + units[index], "patient": patients[index],
+            "known": int(index % 7 == 0),
             "nearest": CLASSES[(label + (index % 9 == 0)) % 4],
             "file_facts": CLASSES[(label + (index % 3 == 0)) % 4], "intensities": CLASSES[(label + index % 2) % 4],
             **{f"p_{one}": float(chance) for one, chance in zip(CLASSES, row, strict=True)},
@@ -196,6 +200,36 @@ def full_classification_run(
         "class_counts": {"test": {one: int((labels == place).sum()) for place, one in enumerate(CLASSES)}},
     }  # fmt: skip
     return _full_run(runs, name, rows, test, "classification", model, seed, made | values)
+
+
+def patients_of(labels: Sequence[int], fold: int) -> list[str]:
+    """Name the patients: about three images of a class each, none of images without a tumour and of every tenth."""
+    seen = [0] * len(CLASSES)
+    names = []
+    for index, label in enumerate(labels):
+        seen[label] += 1
+        unknown = CLASSES[label] == "notumor" or index % 10 == 9
+        names.append("" if unknown else f"MR{fold}{label}{seen[label] // 3:03}")
+    return names
+
+
+def units_of(groups: Sequence[int], patients: Sequence[str]) -> list[int]:
+    """Number the images so that those connected by a group or a patient share a number."""
+    units = list(range(len(groups)))
+    for names in (groups, patients):
+        first: dict[Any, int] = {}
+        for index, name in enumerate(names):
+            if name not in ("", -1):
+                old, new = units[index], units[first.setdefault(name, index)]
+                units = [new if unit == old else unit for unit in units]
+    return units
+
+
+def without_patients(run: RunDir) -> None:
+    """Make a run one of a version that did not record patients."""
+    with run.cases.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    write_rows(run.cases, [{key: row[key] for key in row if key not in ("unit", "patient")} for row in rows])
 
 
 def seven_models(runs: Path, seeds: Sequence[int] = (0, 1, 2), folds: Sequence[int | None] = (None,)) -> list[RunDir]:

@@ -10,12 +10,12 @@ from typing import Any
 
 from hpc_tumor.results.compare.disagreement import Disagreement, disagreement
 from hpc_tumor.results.compare.entries import Entry
-from hpc_tumor.results.compare.measures import CASES, MAIN_SCORE, measure
+from hpc_tumor.results.compare.measures import CASES, COPIES, MAIN_SCORE, PATIENTS, measure
 from hpc_tumor.results.compare.paired import Difference, PairedTest, differences, holm, paired_tests
 from hpc_tumor.results.compare.ranks import Ranking, aggregate_then_rank, rank_then_aggregate
 from hpc_tumor.results.read.cases import TestCases
 from hpc_tumor.results.read.run_result import RunResult
-from hpc_tumor.vocabulary import CONTROLS, REGIONS
+from hpc_tumor.vocabulary import CONTROLS, REGIONS, counted
 
 MOST_TESTED = 20  # best entries of which all pairs are tested
 
@@ -50,19 +50,13 @@ class Group:
         return MAIN_SCORE[self.task]
 
     @cached_property
-    def units(self) -> str:
-        """Name what intervals and tests resample: patients, or duplicate groups if runs know no patients."""
-        by_patient = self.task == "segmentation" or any(entry.cases.by_patient for entry in self.entries)
-        return "patients" if by_patient else "duplicate groups"
-
-    @cached_property
     def alike(self) -> tuple[Entry, ...]:
         """Entries tested on the most common set of test cases."""
-        known = [entry.cases.identity for entry in self.entries if entry.cases.problem is None]
+        known = [entry.cases.comparable for entry in self.entries if entry.cases.problem is None]
         if not known:
             return ()
         usual = max(known, key=known.count)  # the first of equally common ones
-        return tuple(entry for entry in self.entries if entry.cases.problem is None and entry.cases.identity == usual)
+        return tuple(entry for entry in self.entries if entry.cases.problem is None and entry.cases.comparable == usual)
 
     @cached_property
     def compared(self) -> tuple[Entry, ...]:
@@ -73,10 +67,22 @@ class Group:
     @property
     def elsewhere(self) -> tuple[Entry, ...]:
         """Entries tested on other cases than those of `alike`."""
-        usual = {entry.cases.identity for entry in self.alike}
+        usual = {entry.cases.comparable for entry in self.alike}
         return tuple(
-            entry for entry in self.entries if entry.cases.problem is None and entry.cases.identity not in usual
+            entry for entry in self.entries if entry.cases.problem is None and entry.cases.comparable not in usual
         )
+
+    @property
+    def units(self) -> str:
+        """Units of intervals and tests of `alike`: patients, or duplicate groups of images of unknown patients."""
+        known = self.task == "segmentation" or any(entry.cases.by_patient for entry in self.alike)
+        return PATIENTS if known else COPIES
+
+    @property
+    def without_patients(self) -> tuple[Entry, ...]:
+        """Entries of images some of whose runs did not record patients, as earlier versions did not."""
+        images = self.entries if self.task == "classification" else ()
+        return tuple(entry for entry in images if entry.cases.problem is None and not entry.cases.by_patient)
 
     @cached_property
     def tests(self) -> tuple[PairedTest, ...]:
@@ -126,7 +132,7 @@ class Group:
     @cached_property
     def controls(self) -> dict[str, TestCases]:
         """Predictions of the controls on the test images of `compared`, as far as a run recorded them."""
-        known = self._controls.get(self.compared[0].cases.identity, {}) if self.compared else {}
+        known = self._controls.get(self.compared[0].cases.comparable, {}) if self.compared else {}
         return {name: known[name] for name in CONTROLS if name in known}
 
     @cached_property
@@ -146,13 +152,13 @@ class Group:
 
     def _tests_against(self, control: str) -> dict[str, Difference]:
         """Test each entry against a control, uncorrected, in the order of the entries."""
-        by_images: dict[str | None, list[Entry]] = {}
+        by_images: dict[tuple[str | None, bool], list[Entry]] = {}
         for entry in self.entries:
             if entry.cases.problem is None and self.main in entry.cases.values:
-                by_images.setdefault(entry.cases.identity, []).append(entry)
+                by_images.setdefault(entry.cases.comparable, []).append(entry)
         tests: dict[str, Difference] = {}
-        for identity, entries in by_images.items():
-            answers = self._controls.get(identity, {}).get(control)
+        for images, entries in by_images.items():
+            answers = self._controls.get(images, {}).get(control)
             if answers is None:
                 continue
             results = differences(
@@ -166,12 +172,12 @@ class Group:
         return {entry.name: tests[entry.name] for entry in self.entries if entry.name in tests}
 
     @cached_property
-    def _controls(self) -> dict[str | None, dict[str, TestCases]]:
-        """Predictions of the controls, by the identity of the test images; each by the first entry that has them."""
-        answers: dict[str | None, dict[str, TestCases]] = {}
+    def _controls(self) -> dict[tuple[str | None, bool], dict[str, TestCases]]:
+        """Predictions of the controls, by the key of the test images; each by the first entry that has them."""
+        answers: dict[tuple[str | None, bool], dict[str, TestCases]] = {}
         for entry in self.entries:
             if entry.cases.problem is None:
-                known = answers.setdefault(entry.cases.identity, {})
+                known = answers.setdefault(entry.cases.comparable, {})
                 known |= {name: cases for name, cases in entry.controls.items() if name not in known}
         return answers
 
@@ -191,7 +197,16 @@ class Group:
         data = (f"{self.dataset}, {store}" if self.dataset else store) + fingerprint
         return (
             f"{self.task.capitalize()} · {data} · split {self.split}{self._of_folds()} ({leak}) · {counts} test {noun}"
+            f"{self._of_known()}"
         )
+
+    def _of_known(self) -> str:
+        """Return `, 788 of 74 known patients` if this holds for all entries."""
+        texts = {
+            f", {entry.known.images.n:,} of {counted(entry.known.decisions.n, 'known patient')}" if entry.known else ""
+            for entry in self.entries
+        }
+        return texts.pop() if len(texts) == 1 else ""
 
     @property
     def leakage(self) -> str | None:

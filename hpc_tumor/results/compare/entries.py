@@ -12,24 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from hpc_tumor.results.compare.measures import MAIN_SCORE, RIGHT_OR_WRONG
+from hpc_tumor.results.compare.measures import DECISION, KNOWN, MAIN_SCORE, RIGHT_OR_WRONG
 from hpc_tumor.results.compare.published import PUBLISHED
+from hpc_tumor.results.compare.resampled import Intervals, auroc_intervals, confusion_intervals
 from hpc_tumor.results.compare.statistics import (
     Statistic,
-    add_up,
     bootstrap_means,
     exact_interval,
-    interval_of,
     mean_and_sd,
-    times_drawn,
 )
+from hpc_tumor.results.compare.subsets import KnownPatients, Subset, known_patients
 from hpc_tumor.results.read.cases import TOLERANCE, Images, TestCases, average_seeds, join_folds
 from hpc_tumor.results.read.lazy import LazyPresent
 from hpc_tumor.results.read.run_result import NOT_SETTINGS, RunResult
-from hpc_tumor.scores import confusion_counts, of_confusion
 from hpc_tumor.vocabulary import CONTROLS
 
 _MOST_DIFFERENCES = 3  # settings in a name
+_OF_SUBSETS = {"accuracy_known": KNOWN, "accuracy_patients": DECISION}
 _IN_NAME = ("model.name", "model.filters")
 
 
@@ -104,6 +103,9 @@ class Entry:
 
     def value(self, score: str) -> float | None:
         """Return the mean of a score: over all cases with several folds, else over the runs."""
+        if score.startswith((KNOWN, DECISION)) or (score in _OF_SUBSETS and self.known is not None):
+            statistic = self.statistics.get(score)
+            return statistic.mean if statistic else None
         mean, _ = mean_and_sd([run.best.get(score) for run in self.runs])
         if mean is not None and len(self.folds) < 2:
             return mean
@@ -135,7 +137,24 @@ class Entry:
     def statistics(self) -> Mapping[str, Statistic]:
         """Statistics of the scores that all runs have or the cases have, computed on first access."""
         common = [name for name in self.runs[0].best if all(run.best.get(name) is not None for run in self.runs)]
-        return LazyPresent({name: partial(self._statistic, name) for name in [*common, *self.cases.values]})
+        makers = {name: partial(self._statistic, name) for name in [*common, *self.cases.values]}
+        for prefix, subset in self.subsets.items():
+            names = [name for name in common if name not in ("loss", "accuracy")]
+            makers |= {prefix + name: partial(subset.statistic, name) for name in names}
+        for name, prefix in _OF_SUBSETS.items():
+            if prefix in self.subsets:
+                makers[name] = partial(self.subsets[prefix].statistic, "accuracy")
+        return LazyPresent(makers)
+
+    @cached_property
+    def known(self) -> KnownPatients | None:
+        """Predictions on images of known patients; None if there are none, or if a run did not record them."""
+        return known_patients(self.runs) if self.cases.by_patient else None
+
+    @property
+    def subsets(self) -> dict[str, Subset]:
+        """Images of known patients, and decisions per patient, by the prefix of their scores; empty without any."""
+        return {} if self.known is None else {KNOWN: self.known.images, DECISION: self.known.decisions}
 
     @cached_property
     def controls(self) -> dict[str, TestCases]:
@@ -157,7 +176,8 @@ class Entry:
             if of_cases.low is None or of_cases.high is None:
                 return replace(of_cases, mean=mean, sd=sd)
             return replace(of_cases, mean=mean, sd=sd, low=min(of_cases.low, mean), high=max(of_cases.high, mean))
-        low, high = self._of_confusions.get(name, (None, None))
+        intervals = self._of_aurocs if name.startswith("auroc") else self._of_confusions
+        low, high = intervals.get(name, (None, None))
         return Statistic(mean, low, high, sd=sd, n=self.n)
 
     @cached_property
@@ -188,31 +208,34 @@ class Entry:
         return statistics
 
     @cached_property
-    def _of_confusions(self) -> dict[str, tuple[float, float]]:
+    def _of_confusions(self) -> Intervals:
         """Intervals of scores of the confusion matrix, if all runs were tested on the same images."""
-        images = [run.cases.images for run in self.runs]
-        if len(self.folds) > 1 or self.cases.groups is None or any(tested is None for tested in images):
-            return {}
-        if len({tuple(sorted(tested.classes)) for tested in images if tested is not None}) > 1:
-            return {}
-        resampled: list[dict[str, np.ndarray]] = []
-        for run in self.runs:
-            tested = run.cases.images
-            assert tested is not None
-            k = len(tested.classes)
-            units = add_up(run.cases.units, np.eye(k * k)[tested.labels * k + tested.predicted])
-            if len(units) < 2:
-                return {}
-            drawn = (times_drawn(len(units)) @ units).reshape(-1, k, k)
-            resampled.append(of_confusion(drawn, tested.classes))
-            observed = of_confusion(confusion_counts(tested.predicted, tested.labels, k), tested.classes)
-            resampled[-1] = {name: values - float(observed[name]) for name, values in resampled[-1].items()}
-        intervals = {}
-        for name in resampled[0]:
-            mean, _ = mean_and_sd([run.best.get(name) for run in self.runs])
-            if mean is not None:
-                intervals[name] = interval_of(np.mean([tested[name] for tested in resampled], axis=0) + mean, mean)
-        return intervals
+        images = self._same_images
+        return confusion_intervals(images, [self._units_of(run) for run in self.runs], self._means) if images else {}
+
+    @cached_property
+    def _of_aurocs(self) -> Intervals:
+        """Intervals of AUROC, as `_of_confusions`."""
+        images = self._same_images
+        return auroc_intervals(images, [self._units_of(run) for run in self.runs], self._means) if images else {}
+
+    def _units_of(self, run: RunResult) -> np.ndarray:
+        """Return the unit numbers of a run: of duplicate groups if another run of the entry did not record patients."""
+        copies = run.cases.copies
+        if not self.cases.by_patient and copies is not None:
+            return replace(run.cases, groups=copies).units
+        return run.cases.units
+
+    @cached_property
+    def _same_images(self) -> list[Images]:
+        """Predictions of each run; empty with several folds, or if a run lacks them or has other classes."""
+        images = [run.cases.images for run in self.runs if run.cases.images is not None]
+        same = len({tuple(sorted(tested.classes)) for tested in images}) == 1 and len(images) == len(self.runs)
+        return images if same and len(self.folds) < 2 and self.cases.groups is not None else []
+
+    @cached_property
+    def _means(self) -> dict[str, float | None]:
+        return {name: mean_and_sd([run.best.get(name) for run in self.runs])[0] for name in self.runs[0].best}
 
 
 def make_entries(runs: Sequence[RunResult], by: Sequence[str] = ()) -> tuple[Entry, ...]:

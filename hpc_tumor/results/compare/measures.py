@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 MAIN_SCORE = {"classification": "accuracy", "segmentation": "dice"}
 CASES = {"classification": "images", "segmentation": "patients"}
+# Units of resampling and tests; those of images depend on whether the runs recorded patients.
+COPIES, PATIENTS = "duplicate groups", "patients"
+# Scores other than accuracy of some predictions, as prefixes: on images of known patients, of decisions per patient.
+KNOWN, DECISION = "known_", "patient_"
 RIGHT_OR_WRONG = ("accuracy", "accuracy_new", "accuracy_known", "accuracy_patients")  # 0 or 1 for each image or patient
 # Scores of a structure and of classified images, in the order of a table.
 OF_STRUCTURES = ("dice", "hd95", "nsd", "iou", "precision", "recall", "fpr", "fnr", "accuracy")
@@ -80,6 +84,10 @@ def measure(task: str, score: str) -> Measure:
     known = _MEASURES[task]
     if score in known:
         return known[score]
+    for prefix, words in ((KNOWN, ", known patients"), (DECISION, " per patient")):
+        if task == "classification" and score.startswith(prefix):
+            whole = measure(task, score.removeprefix(prefix))
+            return replace(whole, title=f"{whole.title}{words}")
     base, _, part = score.rpartition("_")
     if base not in known:
         return Measure(score.replace("_", " "), "number")

@@ -22,9 +22,9 @@ class Difference:
 
     Attributes:
         difference: mean of first − second, with its 95 % bootstrap interval `low`, `high` (None for a single unit).
-        p: two-sided: Wilcoxon's signed-rank test (1945), or McNemar's test (1947) over images or duplicate groups.
-            McNemar's is exact if all differences have the same size; if means over seeds or duplicates make them
-            unequal, it is the version for clustered pairs (Durkalski 2003), exact up to 15 differences.
+        p: two-sided: Wilcoxon's signed-rank test (1945), or McNemar's test (1947) over images or their units.
+            McNemar's is exact if all differences have the same size; if means over seeds, or over the images of a
+            unit, make them unequal, it is the version for clustered pairs (Durkalski 2003), exact up to 15 differences.
         p_holm: after Holm's step-down correction (1979) over all tests of the family.
         effect: matched-pairs rank-biserial correlation (Kerby 2014), −1 to 1: the share of the evidence for `first`
             minus that against it. For McNemar's test: (gains − losses) / (gains + losses).
@@ -123,7 +123,7 @@ def _compare(
 
 
 def _unit_means(values: np.ndarray, units: np.ndarray) -> np.ndarray:
-    """Return the mean of each duplicate group, rounded so that ties are exact."""
+    """Return the mean of each unit, rounded so that ties are exact."""
     counts = np.bincount(units)
     valid = counts > 0
     return np.round(np.bincount(units, weights=values)[valid] / counts[valid], 12)

@@ -16,6 +16,7 @@ from hpc_tumor.results.figures.canvas.sheet import MUTED, SIZE, SMALL, WIDTH, Sh
 from hpc_tumor.results.figures.canvas.wording import words
 from hpc_tumor.results.read.cases import Images
 from hpc_tumor.scores import ECE_BINS, confusion_counts, expected_calibration_error, reliability
+from hpc_tumor.vocabulary import plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +53,19 @@ def plan_confusion(group: Group) -> list[Plan]:
         f"{_summed(known)}{limit_note(known, recorded)}"
     )
     by_name = looks(group.entries)
-    return [Plan("confusion", "confusion", "Confusion matrices", caption, lambda: _matrices(known, by_name))]
+    plans = [Plan("confusion", "confusion", "Confusion matrices", caption, lambda: _matrices(known, by_name))]
+    decided = [(entry, list(entry.known.decisions.seeds)) for entry, _ in known if entry.known]
+    if not decided:
+        return plans
+    pooled = " Seeds of an entry are pooled." if any(len(seeds) > 1 for _, seeds in decided) else ""
+    patients = sorted({entry.known.decisions.n for entry, _ in decided if entry.known})
+    caption = (
+        "One decision for each known test patient, by the mean probability of its images; n ="
+        f" {' to '.join(map(str, patients))} {plural(patients[-1], 'patient')}. Large: number of patients; small, and"
+        f" shade: % of the row.{pooled}"
+    )
+    title = "Confusion matrices of decisions per patient"
+    return [*plans, Plan("confusion-patients", "confusion", title, caption, lambda: _matrices(decided, by_name))]
 
 
 def _summed(known: Sequence[tuple[Entry, list[Images]]]) -> str:

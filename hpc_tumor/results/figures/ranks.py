@@ -29,7 +29,7 @@ def plan_ranks(group: Group) -> list[Plan]:
         + ", then by the mean of these ranks"
     )
     caption = (
-        f"Share of {RESAMPLES:,} bootstrap resamples of the test cases in which an entry takes a place, ranked {how}."
+        f"Share of {RESAMPLES:,} bootstrap resamples of {group.units} in which an entry takes a place, ranked {how}."
         f" Right: rank over all cases with 95 % interval; n = {ranking.n:,}, {ranking.units:,} independent."
     )
     return [Plan("ranks", "ranks", "Rank stability", caption, lambda: _strips(rows, ranking, order))]

@@ -51,7 +51,7 @@ def plan_main(group: Group) -> list[Plan]:
     score = "mean Dice over NCR, ED and ET" if group.task == "segmentation" else "accuracy"
     controls = {CONTROLS[name]: cases.mean(group.main) or 0.0 for name, cases in group.controls.items()}
     caption = (
-        f"Test {score}, with 95 % bootstrap interval over test cases"
+        f"Test {score}, with 95 % bootstrap interval over {group.units}"
         f" ({cases_note(rows.entries, group.task)}); small dots: single runs."
         + (" Hollow: published result, on a split that leaks." if _published(rows.entries) else "")
         + (f" Broken lines: controls without a network ({', '.join(controls)})." if controls else "")

@@ -38,8 +38,9 @@ def read_test_cases(path: Path, task: str) -> TestCases:
         }
         return TestCases(ids, _segmentation(columns), status, identity=key)
     images = _images(columns)
-    units = _groups(ids, columns.get("unit", columns.get("group")))
-    return TestCases(ids, _classification(columns, images), {}, units, "unit" in columns, images, key)
+    copies, by_patient = _groups(ids, columns.get("group")), {"patient", "unit"} <= columns.keys()
+    units = _groups(ids, columns["unit"], "unit") if by_patient else copies
+    return TestCases(ids, _classification(columns, images), {}, units, by_patient, images, key, copies=copies)
 
 
 def _columns(text: str) -> dict[str, tuple[str, ...]] | str:
@@ -116,7 +117,7 @@ def _images(columns: Mapping[str, tuple[str, ...]]) -> Images | None:
         if name in columns and set(columns[name]) <= index_of.keys()
     }
     known = None if "known" not in columns else _numbers(columns["known"]) > 0
-    patients = np.array(columns["patient"]) if "patient" in columns else None
+    patients = np.array(columns["patient"]) if {"patient", "unit"} <= columns.keys() else None
     packed = [_packed(cells) for cells in chances]
 
     def read() -> Floats:
@@ -139,11 +140,11 @@ def _packed(cells: tuple[str, ...]) -> Callable[[], Floats]:
 
 
 @lru_cache(maxsize=64)
-def _groups(ids: tuple[str, ...], cells: tuple[str, ...] | None) -> NDArray[np.str_]:
-    """Return the unit of each image; an image without a group is its own."""
+def _groups(ids: tuple[str, ...], cells: tuple[str, ...] | None, noun: str = "group") -> NDArray[np.str_]:
+    """Return the group or unit of each image; an image without one is its own."""
     groups = cells or [""] * len(ids)
     return np.array([
-        f"case {case}" if group in ("", "-1") else f"group {group}" for case, group in zip(ids, groups, strict=True)
+        f"case {case}" if group in ("", "-1") else f"{noun} {group}" for case, group in zip(ids, groups, strict=True)
     ])  # fmt: skip
 
 

@@ -79,6 +79,7 @@ class TestCases:
         groups: `(n,)` names of the independent units: patients, or duplicate groups of images of unknown patients;
             None where each case is one.
         by_patient: True if `groups` keep a patient's images together; runs of earlier versions know only duplicates.
+        copies: `(n,)` names of duplicate groups of images.
         identity: hash of the set of cases.
         problem: why there are no cases; None if there are.
     """
@@ -93,6 +94,7 @@ class TestCases:
     images: Images | None = None
     identity: str | None = None
     problem: str | None = None
+    copies: NDArray[np.str_] | None = None
 
     @cached_property
     def order(self) -> NDArray[np.intp]:
@@ -103,6 +105,16 @@ class TestCases:
     def units(self) -> NDArray[np.intp]:
         """`(n,)` number of the group of each case, groups sorted by name."""
         return np.arange(self.n) if self.groups is None else _codes(tuple(self.groups.tolist()))
+
+    @property
+    def known_copies(self) -> NDArray[np.str_] | None:
+        """Names of units that keep only copies together, as those of runs of earlier versions do."""
+        return self.copies if self.by_patient else self.groups
+
+    @property
+    def comparable(self) -> tuple[str | None, bool]:
+        """Key that is equal for cases of equal identity and with the same kind of units."""
+        return self.identity, self.by_patient
 
     @property
     def n(self) -> int:
@@ -181,8 +193,10 @@ def average_seeds(runs: Sequence[TestCases]) -> TestCases:
         seen = [run.status[name][order] for run, order in zip(runs, orders, strict=True) if name in run.status]
         agreed = np.all([column == seen[0] for column in seen], axis=0)
         status[name] = np.where(agreed, seen[0], _worst(seen))
-    groups = None if first.groups is None else first.groups[orders[0]]
-    return TestCases(ids, values, status, groups, first.by_patient, None, first.identity)
+    by_patient = all(run.by_patient for run in runs)
+    groups = first.groups if by_patient else first.known_copies
+    groups, copies = (None if names is None else names[orders[0]] for names in (groups, first.copies))
+    return TestCases(ids, values, status, groups, by_patient, None, first.identity, copies=copies)
 
 
 def _mean_of(runs: Sequence[TestCases], name: str) -> Floats:
@@ -211,16 +225,20 @@ def join_folds(folds: Sequence[TestCases]) -> TestCases:
         return TestCases(problem="its folds share test cases")
     names = [name for name in folds[0].values if all(name in fold.values for fold in folds)]
     structures = [name for name in folds[0].status if all(name in fold.status for fold in folds)]
-    groups = [fold.groups for fold in folds]
+    by_patient = all(fold.by_patient for fold in folds)
     identity = hashlib.sha256("\n".join(sorted(fold.identity or "" for fold in folds)).encode()).hexdigest()[:16]
     return TestCases(
         ids,
         LazyMapping({name: partial(_beside, folds, name) for name in names}),
         {name: np.concatenate([fold.status[name] for fold in folds]) for name in structures},
-        None
-        if any(group is None for group in groups)
-        else np.concatenate([group for group in groups if group is not None]),
-        all(fold.by_patient for fold in folds),
+        _joined([fold.groups if by_patient else fold.known_copies for fold in folds]),
+        by_patient,
         None,
         identity,
+        copies=_joined([fold.copies for fold in folds]),
     )
+
+
+def _joined(columns: Sequence[NDArray[np.str_] | None]) -> NDArray[np.str_] | None:
+    known = [column for column in columns if column is not None]
+    return np.concatenate(known) if len(known) == len(columns) else None

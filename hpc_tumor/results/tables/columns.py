@@ -113,8 +113,8 @@ def _published(row: Row) -> str:
     return _show_main(row, PUBLISHED[row.model].test) if row.model in PUBLISHED and row.kind == "entry" else ""
 
 
-def _new(row: Row) -> str:
-    return measure(row.task, "accuracy_new").show(row.value("accuracy_new"))
+def _accuracy(row: Row, score: str) -> str:
+    return measure(row.task, score).show(row.value(score))
 
 
 def _hours(row: Row, on_cpus: bool) -> str:
@@ -147,8 +147,8 @@ def _range(values: Sequence[int | None]) -> str:
 
 _OF_STRUCTURES = {f"dice_{structure}" for structure in STRUCTURES}
 _IMPORTANCE = {  # of scores on a narrow terminal, and the family of columns kept or dropped together
-    "balanced_accuracy": (25, ""), "accuracy_patients": (52, ""), "auroc": (24, ""), "ece": (22, ""),
-    "confidence": (4, ""),
+    "balanced_accuracy": (25, ""), "accuracy_patients": (52, ""), "accuracy_known": (42, ""), "auroc": (24, ""),
+    "ece": (22, ""), "confidence": (4, ""),
     "dice_NCR": (10, "labels"), "dice_ED": (10, "labels"), **{f"dice_{region}": (40, "regions") for region in REGIONS},
     "hd95": (45, ""), "nsd": (30, ""), "iou": (2, ""), "precision": (1, "errors"), "recall": (1, "errors"),
 }  # fmt: skip
@@ -158,7 +158,7 @@ COLUMNS = {
     for column in (
         Column("model", "left", key="model", cell=lambda row: row.name),
         Column("model", "left", key="label", cell=lambda row: row.label or row.name),
-        Column("images", key="images", cell=lambda row: _counted(row, row.main)),
+        Column("images", key="images", cell=lambda row: "" if row.kind == "decision" else _counted(row, row.main)),
         Column("patients", key="patients", cell=lambda row: _counted(row, row.main)),
         Column("95 % CI", keep=60, key="interval", cell=lambda row: _interval(row, row.main)),
         Column("± sd", keep=55, key="sd", cell=_deviation),
@@ -168,7 +168,7 @@ COLUMNS = {
             cell=lambda row: quartiles(row.task, row.main, row.statistics.get(row.main)),
         ),
         Column("new images", key="new_images", cell=lambda row: _counted(row, "accuracy_new")),
-        Column("new: accuracy %", keep=40, key="new", cell=_new),
+        Column("new: accuracy %", keep=40, key="new", cell=lambda row: _accuracy(row, "accuracy_new")),
         Column("new: 95 % CI", key="new_interval", cell=lambda row: _interval(row, "accuracy_new")),
         Column("images of known patients", key="known_images", cell=lambda row: _counted(row, "accuracy_known")),
         Column("known: 95 % CI", key="known_interval", cell=lambda row: _interval(row, "accuracy_known")),

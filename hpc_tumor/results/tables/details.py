@@ -76,6 +76,7 @@ _PARTS = {
         _mean("classification", "f1"),
         _interval("classification", "f1", "F1 95 % CI"),
         _mean("classification", "auroc"),
+        _interval("classification", "auroc", "AUROC 95 % CI"),
     ),
 }
 _ABOUT_PARTS = {

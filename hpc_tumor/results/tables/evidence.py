@@ -82,8 +82,8 @@ def _about_tests(group: Group) -> Iterator[str]:
     yield f"{name} *: p < 0.05 after correction. Paired by {'image' if images else 'patient'}, means over seeds."
     if images:
         yield (
-            "McNemar: exact if all differences have the same size; otherwise (means over seeds or duplicates) the test"
-            " for clustered pairs (Durkalski 2003)."
+            "McNemar: exact if all differences have the same size; otherwise (means over seeds or a unit's images) the"
+            " test for clustered pairs (Durkalski 2003)."
         )
     yield (
         "Effect size: matched-pairs rank-biserial correlation, −1 to 1; 0: neither is better, 1: the first is better"
@@ -93,7 +93,7 @@ def _about_tests(group: Group) -> Iterator[str]:
     if tests and 0.5 ** (tests[0].n - 1) * len(tests) > SIGNIFICANCE_LEVEL:
         yield (
             f"With {tests[0].n} {group.units} and {counted(len(tests), 'test')} no difference can be significant:"
-            f" test on more {group.units}, for example with folds."
+            f" test on more {CASES[group.task]}, for example with folds."
         )
 
 
@@ -117,7 +117,7 @@ def ranks_table(group: Group) -> Table:
     method_note = f"Ranked as in BraTS: on each patient by {names}, then by the mean of these ranks."
     if images:
         method_note = f"Ranked by mean {names} over images."
-    stability = f"Places and intervals: over {RESAMPLES:,} bootstrap resamples of the test {CASES[group.task]}."
+    stability = f"Places and intervals: over {RESAMPLES:,} bootstrap resamples of {group.units}."
     return fill("Ranks and their stability", columns, order, (f"{method_note} {stability}",))
 
 

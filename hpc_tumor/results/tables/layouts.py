@@ -22,8 +22,9 @@ _MOST_AGAINST = 24  # tests against controls in it
 
 _BRIEF = {
     "classification": (
-        "label", "accuracy", "interval", "sd", "new", "accuracy_patients", "published", "balanced_accuracy", "auroc",
-        "ece", "confidence", "last", "train", "parameters", "gpus", "time", "memory", "epochs",
+        "label", "accuracy", "interval", "sd", "accuracy_known", "accuracy_patients", "new", "published",
+        "balanced_accuracy", "auroc", "ece", "confidence", "last", "train", "parameters", "gpus", "time", "memory",
+        "epochs",
     ),
     "segmentation": (
         "label", "dice", "interval", "sd", *(f"dice_{part}" for part in (*REGIONS, "NCR", "ED")), "hd95", "nsd",
@@ -33,8 +34,9 @@ _BRIEF = {
 _BRIEF_COSTS = {"parameters": "params", "time": "time", "memory": "GB", "epochs": "ep."}
 _BRIEF_TITLES = {
     "classification": {
-        "accuracy": "test %", "new": "new %", "accuracy_patients": "patients %", "published": "publ.† %",
-        "balanced_accuracy": "bal. %", "confidence": "conf. %", "last": "last %", "train": "train %", **_BRIEF_COSTS,
+        "accuracy": "test %", "accuracy_known": "known %", "accuracy_patients": "patients %", "new": "new %",
+        "published": "publ.† %", "balanced_accuracy": "bal. %", "confidence": "conf. %", "last": "last %",
+        "train": "train %", **_BRIEF_COSTS,
     },
     "segmentation": {"hd95": "HD95", "published": "publ.†", "precision": "prec.", **_BRIEF_COSTS},
 }  # fmt: skip
@@ -42,8 +44,8 @@ _FULL = {
     "classification": (
         "model", "images", "accuracy", "interval", "sd", "new_images", "new", "new_interval",
         "known_images", "accuracy_known", "known_interval", "known_patients", "accuracy_patients", "patients_interval",
-        "balanced_accuracy",
-        "precision", "recall", "f1", "mcc", "auroc", "nll", "brier", "ece", "confidence", "train", "last",
+        "balanced_accuracy", "precision", "recall", "f1", "mcc", "auroc", "nll", "brier", "ece", "confidence", "train",
+        "last",
     ),
     "segmentation": (
         "model", "patients", "dice", "interval", "sd", "quartiles", *(f"dice_{part}" for part in STRUCTURES), "hd95",
@@ -56,24 +58,12 @@ _COST = (
     "number_format", "restarts",
 )  # fmt: skip
 _PAPER = {
-    "classification": (
-        "model",
-        "accuracy",
-        "sd",
-        "accuracy_new",
-        "accuracy_patients",
-        "balanced_accuracy",
-        "f1",
-        "auroc",
-        "mcc",
-        "ece",
-    ),
+    "classification": ("model", "accuracy", "sd", "accuracy_new", "balanced_accuracy", "f1", "auroc", "mcc", "ece"),
     "segmentation": ("model", "dice", "sd", *(f"dice_{part}" for part in REGIONS), "hd95", "nsd"),
 }
 _PAPER_TITLES = {
     "classification": {
-        "accuracy": "acc. % [95 % CI]", "accuracy_new": "new images %", "accuracy_patients": "by patient %",
-        "balanced_accuracy": "balanced %",
+        "accuracy": "acc. % [95 % CI]", "accuracy_new": "new images %", "balanced_accuracy": "balanced %",
     },
     "segmentation": {"dice": "Dice [95 % CI]", **{f"dice_{part}": f"Dice {part}" for part in REGIONS}},
 }  # fmt: skip
@@ -126,7 +116,7 @@ def group_tables(group: Group) -> dict[str, Table]:
 
 
 def _results(group: Group) -> Table:
-    rows = group_rows(group, runs=False, published=True, new=True)
+    rows = group_rows(group, runs=False, published=True, subsets=True)
     table = row_table(group, rows, _FULL[group.task], titles=_FULL_TITLES[group.task], notes=group_notes(group))
     return with_best(table, group, rows)
 
@@ -150,7 +140,7 @@ def paper_tables(group: Group) -> list[Table]:
 
 
 def _paper_results(group: Group) -> Table:
-    rows = _paper_rows(group, ("entry", "published", "control"))
+    rows = _paper_rows(group, ("entry", "known", "decision", "published", "control"))
     table = row_table(
         group,
         rows,
@@ -166,7 +156,8 @@ def _paper_rows(group: Group, kinds: Sequence[str]) -> list[Row]:
     """Return rows of the best entries and their companions: a float cannot break across pages."""
     first = sorted(group.entries, key=lambda entry: -(entry.score or 0))[:MOST_ROWS]
     names = {entry.name for entry in first}
-    rows = group_rows(group, runs=False, published=len(group.entries) <= MOST_ROWS)
+    few = len(group.entries) <= MOST_ROWS // 4
+    rows = group_rows(group, runs=False, published=len(group.entries) <= MOST_ROWS, subsets=few)
     return [row for row in rows if row.kind in kinds and (row.entry is None or row.entry.name in names)]
 
 

@@ -29,7 +29,7 @@ def group_notes(group: Group) -> tuple[str, ...]:
             notes.append("New: test images without an exact or near duplicate in training or validation.")
         notes += _patients(group)
     if _has_intervals(group):
-        without = " None for AUROC and ECE." if group.task == "classification" else ""
+        without = " None for ECE." if group.task == "classification" else ""
         notes.append(f"95 % CI: percentile bootstrap of the mean over {group.units}, {RESAMPLES:,} resamples.{without}")
     if over := _spread(group):
         notes.append(f"± sd: standard deviation of the scores over {over} (n − 1); not an interval.")
@@ -47,8 +47,7 @@ def brief_notes(group: Group, left_out: Collection[str] = ()) -> tuple[str, ...]
         )
     elif _looked_for_copies(group) and "new" not in left_out:
         notes.append("new: test images without an exact or near duplicate in training or validation.")
-    if "accuracy_patients" not in left_out:
-        notes += _patients(group)
+    notes += _patients(group, left_out)
     over = _spread(group)
     interval = f"95 % CI: bootstrap over {group.units}, {RESAMPLES:,} resamples." if _has_intervals(group) else ""
     spread = f"± sd: over {over} (n − 1)." if over else ""
@@ -91,17 +90,17 @@ def _looked_for_copies(group: Group) -> bool:
     return any("accuracy_new" in entry.cases.values for entry in group.entries)
 
 
-def _patients(group: Group) -> Iterator[str]:
-    """Explain scores by patient and units, or that intervals ignore patients."""
-    if group.task == "segmentation":
+def _patients(group: Group, left_out: Collection[str] = ()) -> Iterator[str]:
+    """Explain scores of known patients, without those of columns `left_out`, and what counts as a patient."""
+    if not any("accuracy_patients" in entry.cases.values for entry in group.entries):
         return
-    if any("accuracy_patients" in entry.cases.values for entry in group.entries):
-        yield (
-            "By patient: one decision per known patient, by the mean probabilities of its test images. An image of an"
-            " unknown patient counts as a patient of its own, with its copies, in intervals and tests."
-        )
-    elif group.units != "patients" and _has_intervals(group):
-        yield "These runs do not know the patients of their images: intervals and tests keep only copies together."
+    texts = {
+        "accuracy_known": "Known: test images of known patients.",
+        "accuracy_patients": "Patients: one decision per known patient, by the mean probabilities of its test images;"
+        " its class is that of most of them.",
+        "": "In intervals and tests, an image of an unknown patient counts as a patient of its own, with its copies.",
+    }
+    yield " ".join(text for key, text in texts.items() if key not in left_out)
 
 
 def _has_intervals(group: Group) -> bool:
@@ -143,6 +142,11 @@ def _unequal(group: Group) -> Iterator[str]:
         why = group.leakage or "test cases have near copies in the training part"
         yield f"This split leaks: {why}; all scores are too high."
     tested = {entry.cases.identity for entry in group.entries if entry.cases.identity}
+    if earlier := group.without_patients:
+        every = len(earlier) == len(group.entries)
+        who = "These runs" if every else f"Runs of {listed([entry.name for entry in earlier])}"
+        apart = "" if every or len(tested) > 1 else "; they are not compared with the others"
+        yield f"{who} do not know the patients of their images: intervals and tests keep only copies together{apart}."
     if len(tested) > 1:
         yield (
             f"These runs were tested on {len(tested)} different sets of cases, so their scores are not all comparable;"

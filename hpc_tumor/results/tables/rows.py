@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from hpc_tumor.results.compare.comparison import Group
 from hpc_tumor.results.compare.entries import Entry
-from hpc_tumor.results.compare.measures import MAIN_SCORE, measure
+from hpc_tumor.results.compare.measures import DECISION, KNOWN, MAIN_SCORE, measure
 from hpc_tumor.results.compare.published import PUBLISHED, PublishedResult
 from hpc_tumor.results.compare.statistics import Statistic, bootstrap_means, mean_and_sd
+from hpc_tumor.results.read.lazy import LazyPresent
 from hpc_tumor.results.read.run_result import RunResult, Scores, mean_of
 from hpc_tumor.scores import classification_scores, confusion_counts, of_confusion
-from hpc_tumor.vocabulary import CONTROLS
+from hpc_tumor.vocabulary import CONTROLS, counted
 
 _OF_ANSWERS = ("balanced_accuracy", "precision", "recall", "f1", "mcc")  # scores that need no probabilities
 
@@ -22,7 +24,7 @@ _OF_ANSWERS = ("balanced_accuracy", "precision", "recall", "f1", "mcc")  # score
 class Row:
     """One row; `label` is a shorter `name`, for a row below that of its entry."""
 
-    kind: Literal["entry", "new", "run", "control", "published"]
+    kind: Literal["entry", "new", "known", "decision", "run", "control", "published"]
     name: str
     task: str
     model: str
@@ -63,20 +65,21 @@ class Row:
         return None if mean is None else mean * len(self.runs)
 
 
-def group_rows(group: Group, *, runs: bool = True, published: bool = False, new: bool = False) -> list[Row]:
+def group_rows(group: Group, *, runs: bool = True, published: bool = False, subsets: bool = False) -> list[Row]:
     """Build the rows of a group: entries in their order, each followed by the rows asked for; then the controls.
 
     Args:
         runs: rows of single runs, of entries with several.
         published: rows of published results.
-        new: rows of scores on images without a duplicate, of entries that have both kinds of images.
+        subsets: rows of scores on images without a duplicate, of entries that have both kinds of images, on images of
+            known patients, and of decisions per patient.
     """
     rows = []
     last = {entry.model: entry for entry in group.entries}
     for entry in group.entries:
         rows.append(entry_row(entry))
-        if new and (new_row := new_images_row(entry)) is not None:
-            rows.append(new_row)
+        if subsets:
+            rows += [*filter(None, [new_images_row(entry)]), *known_patients_rows(entry)]
         if runs and len(entry.runs) > 1:
             rows += [run_row(entry, run) for run in entry.runs]
         if published and last[entry.model] is entry and entry.model in PUBLISHED:
@@ -120,6 +123,22 @@ def new_images_row(entry: Entry) -> Row | None:
     if (accuracy := entry.statistics.get("accuracy_new")) is not None:
         statistics["accuracy"] = accuracy
     return Row("new", f"{entry.name}: new images only", entry.task, entry.model, statistics=statistics, entry=entry)
+
+
+def known_patients_rows(entry: Entry) -> list[Row]:
+    """Build the rows of scores on images of known patients, and of one decision per patient; empty if unknown."""
+    rows = []
+    for prefix, subset in entry.subsets.items():
+        kind: Literal["known", "decision"] = "known" if prefix == KNOWN else "decision"
+        words = {
+            KNOWN: f"{counted(subset.n, 'image')}, patient known",
+            DECISION: f"decisions on {counted(subset.n, 'patient')}",
+        }[prefix]
+        names = [name for name in subset.scores[0] if name != "loss"]
+        statistics = LazyPresent({name: partial(subset.statistic, name) for name in names})
+        name = f"{entry.name}: {words}"
+        rows.append(Row(kind, name, entry.task, entry.model, statistics=statistics, entry=entry))
+    return rows
 
 
 def best_places(group: Group, rows: Sequence[Row], score: str) -> list[int]:

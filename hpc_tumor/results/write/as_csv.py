@@ -28,7 +28,8 @@ _LONG = (
     "weights_lost",
 )  # fmt: skip
 _OF_CASES = (  # first columns, if any run has them
-    "task", "entry", "model", "run", "seed", "fold", "case", "group", "label", "prediction", *CONTROLS, "weights_lost",
+    "task", "entry", "model", "run", "seed", "fold", "case", "group", "unit", "patient", "label", "prediction",
+    *CONTROLS, "weights_lost",
 )  # fmt: skip
 
 
@@ -154,7 +155,9 @@ def _case_columns(entry: Entry, run: RunResult) -> dict[str, Callable[[], Iterab
     }
     columns["case"] = partial(map, harmless, cases.ids)
     texts = {**{f"status_{name}": cells for name, cells in cases.status.items()}, **_classes(cases.images)}
-    texts |= {} if cases.groups is None else {"group": cases.groups}
+    of_images = {"group": cases.copies, "unit": cases.groups if cases.by_patient else None}
+    names = {**of_images, "patient": None if cases.images is None else cases.images.patients}
+    texts |= {name: cells for name, cells in names.items() if cells is not None}
     columns |= {name: partial(map, harmless, cells.tolist()) for name, cells in texts.items()}
     return columns | {name: partial(_numbers, cases.values, name) for name in cases.values}
 

@@ -33,7 +33,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "made_by": f"hpc-tumor {__version__}",
         "interval": {
             "level": CONFIDENCE_LEVEL,
-            "method": "percentile bootstrap over test cases",
+            "method": "percentile bootstrap over the units of a group",
             "resamples": RESAMPLES,
         },
         "groups": [_group(group) for group in comparison.groups],
@@ -57,6 +57,7 @@ def _group(group: Group) -> dict[str, Any]:
         "fingerprint": group.fingerprint,
         "by": list(group.by),
         "main_score": group.main,
+        "units": group.units,
         "notes": [*group_notes(group), *conclusions(group)],
         "entries": [_entry(entry) for entry in group.entries],
         "runs": [_run(run) for run in group.runs],
@@ -130,6 +131,7 @@ def _entry(entry: Entry) -> dict[str, Any]:
         "pooled": list(entry.pooled),
         "problem": entry.cases.problem,
         "statistics": {name: vars(statistic) for name, statistic in entry.statistics.items()},
+        "by_patient": entry.cases.by_patient or entry.task == "segmentation",
         "status": {name: dict(entry.counted(name)) for name in entry.cases.status},
     }
 

@@ -29,6 +29,7 @@ from training_runs import (
 from hpc_tumor.data.audit.controls import control_answers
 from hpc_tumor.data.audit.images import scan_images
 from hpc_tumor.data.audit.memoriser import memorise_images
+from hpc_tumor.data.splits.units import image_patients
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
 from hpc_tumor.models import build_model
@@ -336,10 +337,11 @@ def test_every_image_says_what_controls_predict(classifier: RunDir) -> None:
     place = {path: index for index, path in enumerate(store.paths)}
     test, known = ([place[path] for part in parts for path in split[part]] for parts in (["test"], ["train", "val"]))
     groups = {int(store.group[index]) for index in known}
-    scan = scan_images(store)
+    scan, units = scan_images(store), image_patients(store)
     for row in rows:
         index = place[row["case"]]
         assert int(row["group"]) == store.group[index]
+        assert (row["patient"], int(row["unit"])) == (store.patients[index], units[index])
         assert row["known"] == str(int(store.group[index] in groups))
         likeness = [float(np.corrcoef(scan.thumbnails[index], scan.thumbnails[other])[0, 1]) for other in known]
         assert row["nearest"] == store.classes[store.label[known[int(np.argmax(likeness))]]]
