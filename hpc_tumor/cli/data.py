@@ -167,7 +167,7 @@ def _from_folds(store: Store, experiment: Experiment, file: Path, as_published: 
         raise UsageError(f"--folds-from {file} is itself a split: leave out --set split, split_file and test_source.")
     parts, notes = split_by_folds(
         store, read_folds(file), data.fold, seed=data.split_seed, val_fraction=data.val_fraction,
-        as_published=as_published,
+        as_published=as_published, conflicts=data.conflicts,
     )  # fmt: skip
     for note in notes:
         out.warning(note)

@@ -119,8 +119,8 @@ def in_child(action: Callable[[], object]) -> int:
 
 
 def main(kind: str, which: str, source: Path, changed: Path, folder: Path, plans: list[tuple[str, str]]) -> None:
-    readers = {"images": BrainMRIReader(size=32), "masks": ChengReader(size=32), "patients": BraTSReader()}
-    reader = readers.get(kind, BrainMRIReader())
+    readers = {"masks": ChengReader(size=32), "patients": BraTSReader()}
+    reader = readers.get(kind, BrainMRIReader(size=32))
     fresh, old, store, kinds = (folder / name for name in ("fresh", "old", "store", "kinds"))
 
     alone = False  # of two sources, only one is given in updates

@@ -83,8 +83,9 @@ def summary_lines(summary: PrepareSummary) -> list[tuple[str, str]]:
         near = counted(summary.near_duplicates, "near-duplicate")
         duplicates = f"{counted(summary.duplicates, 'exact duplicate')}, {near}"
         lines.append(("duplicates", f"{duplicates}{leaking if summary.leaking else ''}"))
-        known = f"{summary.known:,} of {counted(summary.cases, 'image')} show {counted(summary.patients, 'patient')}"
-        lines.append(("patients", f"{known} of the Cheng set" if summary.known else "unknown"))
+        patients = counted(summary.known_patients, "patient")
+        known = f"{summary.known_images:,} of {counted(summary.cases, 'image')} show {patients} of the Cheng set"
+        lines.append(("patients", known if summary.known_images else "unknown"))
         for name, own in summary.sources.items():
             lines.append(("" if lines[-1][0] in ("sources", "") else "sources", _source(name, own)))
     else:
@@ -190,6 +191,10 @@ def _split_notes(split: Split, store: Store) -> tuple[str, ...]:
     from hpc_tumor.data.splits.splits import image_notes
 
     notes = [f"{note[0].upper()}{note[1:]}." for note in image_notes(split)]
+    if store.task == "classification" and not store.names_patients:
+        notes.append(
+            f"The store is of an earlier version and names no patients: hpc-tumor patients {store.path} adds them."
+        )
     rest = len(store) - split.excluded - split.shared - sum(map(len, (split.train, split.val, split.test)))
     if store.task == "classification" and rest:
         notes.append(

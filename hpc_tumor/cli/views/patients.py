@@ -23,10 +23,10 @@ _SHOWN = 3  # unknown images
 def patient_rows(store: Store) -> list[Row]:
     """Return a row per image: path, class, part, patient, slice, pid and correlation; or per case: case and patient.
 
-    `pid` is the patient's id as the Cheng set has it; `source` follows in stores of named sources. Values of unknown
-    images are None, as is the correlation of an image whose source names the patient.
+    `pid` is the patient's id as published for the slice, if they agree; `source` follows in stores of named
+    sources. Values of unknown images are None, as is the correlation of an image whose source names the patient.
     """
-    from hpc_tumor.data.patients.reference import pid_of
+    from hpc_tumor.data.patients.reference import family, pid_of
     from hpc_tumor.data.splits.units import patient_units
 
     if store.task == "segmentation":
@@ -40,7 +40,8 @@ def patient_rows(store: Store) -> list[Row]:
     return [
         {
             "path": path, "class": store.classes[label], "part": part, "patient": patient or None,
-            "slice": number or None, "pid": pid_of(number) if number else None,
+            "slice": number or None,
+            "pid": pid_of(number) if number and family(pid_of(number)) == patient else None,
             "correlation": None if math.isnan(likeness) else round(likeness, 4),
         } | ({"source": source} if several else {})
         for path, label, part, patient, number, likeness, source in columns

@@ -1,4 +1,4 @@
-"""Duplicates in a store: images by their pixels, patients by the ties between their cases."""
+"""Duplicates in a store: images by their pixels, patients by the ties between their cases; the closest pairs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_tumor.data.splits.joining import group_connected
+from hpc_tumor.data.splits.near_duplicates import BLOCK_ROWS, features, similarity
 from hpc_tumor.data.splits.units import ties
 from hpc_tumor.data.store.store import Store
 
+_PAIRS = 12
 IDENTICAL, NEAR = "pixel-identical", "identical or nearly identical"
 
 
@@ -36,6 +38,36 @@ class Duplicates:
     def images(self) -> int:
         """Number of images or cases in the sets."""
         return sum(map(len, self.members))
+
+
+@dataclass(frozen=True)
+class ClosePair:
+    """A test image and the most similar one of training or validation, by path.
+
+    `similarity` is that by which copies are found: the larger one of the frames and of the heads.
+    """
+
+    test: str
+    nearest: str
+    similarity: float
+
+
+def closest_pairs(store: Store, test: NDArray[np.int64], known: NDArray[np.int64]) -> tuple[ClosePair, ...]:
+    """Return the images of `test` that are most similar to one of `known`, the most similar first."""
+    pairs = list(zip(copy_features(store, test), copy_features(store, known), strict=True))
+    place, value = np.zeros(len(test), np.int64), np.full(len(test), -1, np.float32)
+    for row in range(0, len(test), BLOCK_ROWS):
+        block = slice(row, row + BLOCK_ROWS)
+        values = np.maximum.reduce([similarity(left[block], right) for left, right in pairs])
+        place[block], value[block] = values.argmax(axis=1), values.max(axis=1)
+    first = np.argsort(-value, kind="stable")[:_PAIRS].tolist()
+    return tuple(ClosePair(store.paths[test[i]], store.paths[known[place[i]]], float(value[i])) for i in first)
+
+
+def copy_features(store: Store, images: NDArray[np.int64]) -> list[NDArray[np.float32]]:
+    """Return what copies are found by: features of the frames, and of the heads if the store has them."""
+    kinds = [store.thumbnails, store.heads] if store.names_patients else [store.thumbnails]
+    return [features(small[images]) for small in kinds]
 
 
 def image_duplicates(store: Store) -> tuple[Duplicates, ...]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hpc_tumor.config import SPLITS, DataSettings, Experiment
 from hpc_tumor.data.audit.controls import shortcut_answers
+from hpc_tumor.data.audit.duplicates import ClosePair, closest_pairs
 from hpc_tumor.data.audit.images import ImageScan
 from hpc_tumor.data.audit.memoriser import Memoriser, memorise_images, memorise_slices
 from hpc_tumor.data.splits.image_leaks import ImageLeaks
@@ -57,6 +58,7 @@ class SplitAudit:
         in_use: True if training with these settings would use it.
         protocol_leaks: True if its protocol does not keep a patient or image in one part.
         shortcuts: accuracy of each shortcut control on the test images, by its key in vocabulary.CONTROLS.
+        closest: the closest pairs of images across the test part, of the split in use.
         refused: reason why the split cannot be made; the other results are then None.
     """
 
@@ -70,6 +72,7 @@ class SplitAudit:
     leakage: Leakage | None = None
     memoriser: Memoriser | None = None
     shortcuts: dict[str, float] = field(default_factory=dict)
+    closest: tuple[ClosePair, ...] = ()
 
     @property
     def name(self) -> str:
@@ -173,6 +176,7 @@ def _audit(
         return SplitAudit(
             *about, split.leaks, None, image_leakage(split), memorise_images(store, scan, split.test, known),
             {name: float((answer == store.label[split.test]).mean()) for name, answer in answers.items()},
+            closest_pairs(store, split.test, known) if in_use else (),
         )  # fmt: skip
     assert people is not None
     memoriser = None

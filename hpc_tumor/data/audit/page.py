@@ -151,8 +151,8 @@ def _histogram(facts: VolumeFacts, label: int, name: str) -> Histogram:
 def _notes(audit: Audit) -> list[str]:
     if audit.task == "classification":
         return [
-            'Duplicates are images with identical decoded pixels, or near copies by the store\'s measure. "In training"'
-            " means in the training or validation part.",
+            "Counts are of test images. Copies have identical decoded pixels, or are near copies by the store's"
+            ' measure, which misses some: see the closest pairs. "In training" means in training or validation.',
             "The memoriser predicts the class of the training or validation image with the highest correlation of"
             " thumbnails. File facts and intensities are logistic regressions, trained on training and validation: on"
             " mode, size, crop, border and file size, and on ten statistics of the grey levels"

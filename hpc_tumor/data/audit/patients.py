@@ -49,8 +49,8 @@ class Conflict:
 
 
 def known_patients(store: Store) -> tuple[ClassPatients, ...]:
-    """Count the known patients of each class, then of all; empty if no patient is known."""
-    patients = np.array(store.patients, dtype=np.str_)
+    """Count the known patients of each class, then of all; empty if none is known, as in a store of schema 1."""
+    patients = np.array(store.patients if store.names_patients else [""] * len(store), dtype=np.str_)
     if not (patients != "").any():
         return ()
     rows = [(name, store.label == number) for number, name in enumerate(store.classes)]

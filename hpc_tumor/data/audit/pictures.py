@@ -14,12 +14,13 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from hpc_tumor.data.audit.audit import Audit
+from hpc_tumor.data.audit.duplicates import copy_features
 from hpc_tumor.data.audit.leakage import SplitAudit
 from hpc_tumor.data.audit.memoriser import Match
 from hpc_tumor.data.audit.patients import Conflict
 from hpc_tumor.data.audit.text import contradiction
 from hpc_tumor.data.patients.reference import reference
-from hpc_tumor.data.splits.near_duplicates import BLUR, features, similarity
+from hpc_tumor.data.splits.near_duplicates import BLUR, similarity
 from hpc_tumor.data.store.ome import label_colors
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.vocabulary import MODALITIES, TUMOUR_LABELS
@@ -111,17 +112,16 @@ def _of_images(store: Store, audit: Audit) -> Iterator[Gallery]:
     yield Gallery("Label conflicts", lead, tuple(_conflict(store, places, item) for item in audit.conflicts))
     pairs = _duplicate_pairs(store)
     lead = (
-        "One training and one test image of each set. Similarity is the correlation of their local contrast, the"
-        " largest over flips and rotations."
+        "One training and one test image of each set. Similarity is the correlation of the local contrast of"
+        " their frames or heads, the largest over flips and rotations."
     )
     yield Gallery("Duplicates across the published parts", lead, tuple(_pair(store, *pair) for pair in pairs))
     split = audit.in_use
-    matches = split.memoriser.matches[:MOST_PAIRS] if split.memoriser else ()
     yield Gallery(
         f"Closest pairs across the parts of the {split.name} split",
-        "The test images with the most similar nearest neighbour in training or validation. No measure finds every"
-        " copy: judge by eye whether these are copies, or slices of one patient.",
-        tuple(_pair(store, places[match.nearest], places[match.test]) for match in matches),
+        "The test images that are most similar to one in training or validation. No measure finds every copy: judge by"
+        " eye whether these are copies, or slices of one patient.",
+        tuple(_pair(store, places[pair.nearest], places[pair.test], ("training", "test")) for pair in split.closest),
     )
 
 
@@ -170,12 +170,11 @@ def _duplicate_pairs(store: Store) -> list[tuple[int, int]]:
     return [*disagreeing, *near[: MOST_PAIRS // 2], *identical, *near[MOST_PAIRS // 2 :]][:MOST_PAIRS]
 
 
-def _pair(store: Store, known: int, test: int) -> Figure:
+def _pair(store: Store, known: int, test: int, parts: Sequence[str] = ("train", "test")) -> Figure:
     both = np.array([known, test])
-    small = features(store.thumbnails[both])
-    correlation = float(similarity(small[:1], small[1:])[0, 0])
+    correlation = max(float(similarity(small[:1], small[1:])[0, 0]) for small in copy_features(store, both))
     relation = "pixel-identical" if store.identical[known] == store.identical[test] else "not identical"
-    lines = [f"{store.part[image]}: {store.paths[image]}" for image in both.tolist()]
+    lines = [f"{part}: {store.paths[image]}" for part, image in zip(parts, both.tolist(), strict=True)]
     if store.label[known] != store.label[test]:
         relation += ", of different classes"
     lines += [f"similarity {correlation:.4f}, {relation}", _patients_of(store, known, test)]
@@ -184,7 +183,7 @@ def _pair(store: Store, known: int, test: int) -> Figure:
 
 def _patients_of(store: Store, first: int, second: int) -> str:
     """Tell whether two images show one known patient."""
-    names = store.patients[first], store.patients[second]
+    names = (store.patients[first], store.patients[second]) if store.names_patients else ("", "")
     if names[0] == names[1]:
         return f"both of patient {names[0]}" if names[0] else "patients unknown"
     return f"patients {names[0] or 'unknown'} and {names[1] or 'unknown'}"

@@ -38,12 +38,13 @@ def verdict(split: SplitAudit) -> str:
     leakage = split.leakage
     assert leakage is not None  # only a refused split has none
     text = leakage.images.describe() if leakage.images else _patients(leakage)
+    below = "; the closest pairs are below" if leakage.images and split.in_use and not leakage.shared else ""
     if not split.leaks:
-        return f"{'no leak found' if leakage.images else 'does not leak'}: {text}"
+        return f"{'no leak found' if leakage.images else 'does not leak'}: {text}{below}"
     if split.found:
         val = leakage.val_shared if not (leakage.images or leakage.shared) else 0
-        return f"LEAKS: {text}" + (f", but {val:,} validation patients are also in training" if val else "")
-    return f"UNSAFE: {text}, but this protocol does not prevent it"
+        return f"LEAKS: {text}" + (f", but {val:,} validation patients are also in training" if val else below)
+    return f"UNSAFE: {text}, but this protocol does not prevent it{below}"
 
 
 def fact_lines(audit: Audit) -> list[tuple[str, str]]:
@@ -86,7 +87,7 @@ def _of_memoriser(title: str, name: str, keep: int = 99) -> Column:
 
 def _of_shortcut(name: str) -> Column:
     return _of_group(
-        CONTROLS[name], lambda split: f"{split.shortcuts[name]:.3f}" if name in split.shortcuts else None, 44
+        CONTROLS[name], lambda split: f"{split.shortcuts[name]:.3f}" if name in split.shortcuts else None, 70
     )
 
 
@@ -94,10 +95,10 @@ _SIZES = (_of_leakage("train", "train", 60), _of_leakage("val", "val", 40), _of_
 _MEMORISER = (_of_memoriser("memoriser", "score"), _of_memoriser("random", "random", 45))
 _OF_IMAGES = (
     *_SIZES,
-    _of_leakage("test images with a duplicate", "shared"),
+    _of_leakage("with a copy", "shared"),
     _of_leakage("pixel-identical", "identical", 50),
-    _of_images("of a known patient", "known", 48),
-    _of_images("with their patient in training", "same_patient"),
+    _of_images("of known patients", "known", 48),
+    _of_images("patient in training", "same_patient"),
     _of_group(f"look-alikes ≥ {SIMILAR}", lambda split: split.memoriser.similar if split.memoriser else None, 30),
     *_MEMORISER,
     _of_shortcut("file_facts"),
@@ -204,13 +205,12 @@ def contradiction(conflict: Conflict) -> str:
 
 def pair_table(audit: Audit, most: int = 3) -> Table:
     """Build the table of the `most` similar pairs of a test image and one of the other parts of the split in use."""
-    memoriser = audit.in_use.memoriser
     columns = (
-        Column("test image", "left", wrap=True, cell=lambda match: match.test),
-        Column("closest in training", "left", wrap=True, cell=lambda match: match.nearest),
-        Column("correlation", cell=lambda match: f"{match.similarity:.4f}"),
+        Column("test image", "left", wrap=True, cell=lambda pair: pair.test),
+        Column("closest in training", "left", wrap=True, cell=lambda pair: pair.nearest),
+        Column("similarity", cell=lambda pair: f"{pair.similarity:.4f}"),
     )
-    return fill("Closest pairs across the parts in use", columns, memoriser.matches[:most] if memoriser else ())
+    return fill("Closest pairs across the parts in use", columns, audit.in_use.closest[:most])
 
 
 def _of(count: int, total: int) -> str:
@@ -219,7 +219,9 @@ def _of(count: int, total: int) -> str:
 
 def _known(audit: Audit) -> list[tuple[str, str]]:
     """Describe the known patients and the label conflicts."""
-    if not audit.patients:
+    if audit.schema < 2:  # of images: it lacks patients
+        known = f"unknown to a store of an earlier version; bring it up to date: hpc-tumor patients {audit.store}"
+    elif not audit.patients:
         known = "none known: no image is recognised as a slice of the Cheng set"
     else:
         every = audit.patients[-1]

@@ -47,7 +47,7 @@ class StoredSources:
             if kinds:
                 raise
             return cls({}, {}, {})
-        if store.task != "classification":
+        if store.task != "classification" or not store.names_patients:  # or of an earlier version, to be overwritten
             return cls(dict.fromkeys(store.case_ids, ""), {}, {})
         signatures = dict(zip(store.paths, store.text_column("signature"), strict=True))
         sources = store.sources if store.names_patients else [""] * len(store)

@@ -32,7 +32,7 @@ class PrepareSummary:
         duplicates: images with the same pixels as an earlier one by path.
         near_duplicates: further images that nearly repeat an earlier one.
         leaking: published test images with a duplicate or near copy among the published training images.
-        known: images of known patients; `patients`: number of these patients.
+        known_images: images of known patients; `known_patients`: number of these patients. 0 for BraTS.
         clinical: number of cases with known grade, survival, age, resection, and of patients last seen alive; empty for
             Brain MRI.
         not_taken: number of files in the source that belong to no case, by kind.
@@ -55,8 +55,8 @@ class PrepareSummary:
     duplicates: int
     near_duplicates: int
     leaking: int
-    known: int
-    patients: int
+    known_images: int
+    known_patients: int
     bytes_before: int
     bytes_after: int
     seconds: float

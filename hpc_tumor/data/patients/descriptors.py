@@ -20,7 +20,11 @@ _FINE = 24  # after registration
 FINE_BLUR = 2.0
 _DETAIL = 40  # frequencies of a slice that a whole frame shows
 _RENDERED = 64  # pixels from which pictures are interpolated
-_CROPS = (0.04, 0.08, -0.07)  # shares that are cut from all sides of an image, or added
+# Shares of the sides that are cut from a whole frame, negative if added: left, top, right, bottom.
+_CUTS = (
+    (0.06, 0.06, 0.06, 0.06), (-0.07, -0.07, -0.07, -0.07),
+    (0.06, 0, 0, 0), (0, 0.06, 0, 0), (0, 0, 0.06, 0), (0, 0, 0, 0.06),
+)  # fmt: skip
 
 Floats = NDArray[np.float32]
 
@@ -55,7 +59,7 @@ def descriptors() -> Descriptors:
     frames = detailed[:, :SIDE, :SIDE]
     whole = np.tile(np.array([0, 0, 1, 1], np.float32), (SLICES, 1))
     heads = (shipped.boxes / 64).astype(np.float32)
-    cuts = [whole + np.array([share, share, -share, -share], np.float32) for share in _CROPS]
+    cuts = [whole + np.array([left, top, -right, -bottom], np.float32) for left, top, right, bottom in _CUTS]
     boxes = ((whole, *cuts), (heads, whole))
     windows = (tuple(features(window(frames, box)) for box in boxes[0]),
                tuple(features(window(detailed, box)) for box in boxes[1]))  # fmt: skip
@@ -90,7 +94,7 @@ def fine(pictures: Floats) -> Floats:
     return _unit(transform(pictures)[:, :_FINE, :_FINE] * contrast_gain(SIDE, FINE_BLUR)[:_FINE, :_FINE])
 
 
-def window(coefficients: Floats, boxes: Floats) -> Floats:
+def window(coefficients: Floats, boxes: NDArray[np.floating]) -> Floats:
     """Return the cosine transforms `(n, 32, 32)` of windows of pictures, each enlarged to the whole.
 
     Args:
@@ -101,13 +105,13 @@ def window(coefficients: Floats, boxes: Floats) -> Floats:
     forward = (_cosines(centres[None], SIDE)[0].T / SIDE).astype(np.float32)
     left, top, right, bottom = boxes.T[..., None]
     down, across = (
-        forward @ _cosines(np.clip(first + (last - first) * centres, 0, 1), coefficients.shape[-1])
+        forward @ _cosines((first + (last - first) * centres).clip(0, 1), coefficients.shape[-1])
         for first, last in ((top, bottom), (left, right))
     )
     return np.asarray(down @ coefficients @ across.transpose(0, 2, 1))
 
 
-def _cosines(at: Floats, count: int) -> Floats:
+def _cosines(at: NDArray[np.floating], count: int) -> Floats:
     """Return the cosines `(n, points, count)` of unit variance at positions `(n, points)` in shares of a side."""
     order = np.arange(count, dtype=np.float32)
     return (np.where(order == 0, 1, np.sqrt(2)) * np.cos(np.pi * at[:, :, None] * order)).astype(np.float32)

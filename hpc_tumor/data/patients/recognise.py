@@ -30,15 +30,15 @@ from hpc_tumor.data.patients.registration import COARSE, ORIENTATIONS, reduced, 
 from hpc_tumor.data.splits.near_duplicates import similarity
 
 PLAIN = 0.985  # least correlation that needs no registration
-THRESHOLD = 0.95  # of the finer detail of registered pictures
+THRESHOLD = 0.94  # of the finer detail of registered pictures
 ALIKE = 0.955  # before registration: then this suffices after it, as for pictures with text in them
 THRESHOLD_ALIKE = 0.91
 MARGIN = 0.05  # by which slices of other patients must be less similar
-_CANDIDATES = 16  # slices that are fitted to an image
-_WORSE = 0.12  # less similar than the best by this, a slice is not fitted
+_CANDIDATES = 12  # slices that are fitted to an image
+_WORSE = 0.1  # less similar than the best by this, a slice is not fitted
 _REFINED = 4  # of them are fitted in finer detail
 _HOPELESS = 0.82  # less similar than this, none is
-_COARSE_STEPS, _FINE_STEPS = 6, 4
+_COARSE_STEPS, _FINE_STEPS = 5, 4
 _BLOCK_ROWS = 512  # images compared at once
 _BLOCK_FITS = 128  # pairs registered at once, which fit a processor's cache
 
@@ -58,26 +58,32 @@ class Recognised:
     patients: list[str]
 
 
-def recognise(thumbnails: NDArray[np.uint8], heads: NDArray[np.uint8]) -> Recognised:
+def recognise(
+    thumbnails: NDArray[np.uint8], heads: NDArray[np.uint8], without: NDArray[np.int32] | None = None
+) -> Recognised:
     """Find the slice of the Cheng set that each image shows.
 
     Args:
         thumbnails: `(n, 32, 32)` whole frames.
         heads: `(n, 32, 32)` crops to the head.
+        without: `(n,)` a slice of each image whose patient it is not compared with, which tells false matches.
     """
     number = np.zeros(len(thumbnails), np.int32)
     correlation = np.zeros(len(thumbnails), np.float32)
     for row in range(0, len(thumbnails), _BLOCK_ROWS):
         block = slice(row, row + _BLOCK_ROWS)
-        number[block], correlation[block] = _recognise(np.stack([thumbnails[block], heads[block]]).astype(np.float32))
+        pictures = np.stack([thumbnails[block], heads[block]]).astype(np.float32)
+        number[block], correlation[block] = _recognise(pictures, None if without is None else without[block])
     return Recognised(number, correlation, [patient_of(found) if found else "" for found in number.tolist()])
 
 
-def _recognise(pictures: Floats) -> tuple[NDArray[np.int32], Floats]:
+def _recognise(pictures: Floats, without: NDArray[np.int32] | None) -> tuple[NDArray[np.int32], Floats]:
     """Return numbers and correlations of the slices in `pictures` `(2, n, 32, 32)`."""
     known = descriptors()
     kept = np.stack([features(transform(view)) for view in pictures])
     values = np.maximum(*(similarity(kept[view], known.windows[view][0]) for view in (0, 1)))
+    if without is not None:
+        values[known.patients[without - 1][:, None] == known.patients] = -1
     best, correlation = values.argmax(axis=1), values.max(axis=1)
     number = np.where(correlation >= PLAIN, best + 1, 0).astype(np.int32)
     left = np.flatnonzero((correlation < PLAIN) & kept.any(axis=(0, 2, 3)))
@@ -85,7 +91,7 @@ def _recognise(pictures: Floats) -> tuple[NDArray[np.int32], Floats]:
         values = values[left]
         for view in (0, 1):
             for window in known.windows[view][1:]:
-                np.maximum(values, similarity(kept[view][left], window), out=values)
+                np.maximum(values, similarity(kept[view][left], window), out=values, where=values > -1)
         number[left], correlation[left] = _fitted(pictures[:, left], kept[:, left], values, known)
     return number, correlation
 

@@ -56,7 +56,7 @@ def register(
         diagonal += 1e-6
         change = np.linalg.solve(normal, columns @ target)[..., 0]
         change = change[:, 1:] / np.maximum(change[:, :1], _LEAST_GAIN)
-        maps = maps + np.clip(change, -_LONGEST, _LONGEST).reshape(-1, 2, 3)
+        maps = maps + np.clip(change, -_LONGEST, _LONGEST).reshape(-1, 2, 3).astype(np.float32)
     return maps
 
 

@@ -33,7 +33,7 @@ _CELL = 0.01  # share of the shorter side; regions separated by at most three ce
 _BORDER = 60  # grey level of a bright border
 _BORDER_NOISE = 12  # grey levels
 _PLAIN = 0.75  # share of a border's row or column that is of one grey level; the rest is text
-_LARGEST_BORDER = 0.6  # share of a side that is left within a border
+_WIDEST_BORDER = 0.25  # share of a side
 _SMALLEST_HEAD = 0.05  # share of the image; smaller regions are letters or scratches
 
 
@@ -214,18 +214,16 @@ def head_thumbnail(crop: Image.Image) -> NDArray[np.uint8]:
 
 def _within_border(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the pixels within a bright border of one grey level, which may hold text; all of them if there is none."""
-    least = [round(_LARGEST_BORDER * side) for side in pixels.shape]
-    while pixels.shape[0] > least[0] and pixels.shape[1] > least[1]:
-        for inner, line in ((pixels[1:], pixels[0]), (pixels[:-1], pixels[-1]), (pixels[:, 1:], pixels[:, 0]),
-                            (pixels[:, :-1], pixels[:, -1])):  # fmt: skip
-            middle = int(np.median(line))
-            near = np.abs(line.astype(np.int16) - middle) <= _BORDER_NOISE
-            if middle > _BORDER and np.mean(near) > _PLAIN:
-                pixels = inner
-                break
-        else:
-            return pixels
-    return pixels
+    top, bottom, left, right = (_border(lines) for lines in (pixels, pixels[::-1], pixels.T, pixels.T[::-1]))
+    return pixels[top : pixels.shape[0] - bottom, left : pixels.shape[1] - right]
+
+
+def _border(lines: NDArray[np.uint8]) -> int:
+    """Return the number of lines of a border along the first line: up to the last that is as plain and bright."""
+    outer = lines[: round(_WIDEST_BORDER * len(lines))].astype(np.int16)
+    level = int(np.median(outer[0]))
+    plain = (np.abs(outer - level) <= _BORDER_NOISE).mean(axis=1) > _PLAIN
+    return int(np.flatnonzero(plain)[-1]) + 1 if level > _BORDER and plain[0] else 0
 
 
 def head_box(grey: Image.Image, sketch: Image.Image | None = None) -> tuple[int, int, int, int]:

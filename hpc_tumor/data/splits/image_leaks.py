@@ -62,8 +62,8 @@ class ImageLeaks:
             tested = counted(self.tested, "test image")
             return f"{self.copies:,} of {tested} {verb} in training, {self.identical:,} pixel-identical"
         if self.val_copies:
-            return f"no copies of test images in training, but of {counted(self.val_copies, 'validation image')}"
-        return "no copies in two parts"
+            return f"no copies of test images found in training, but of {counted(self.val_copies, 'validation image')}"
+        return "no copies found in two parts"
 
 
 def image_leaks(store: Store, train: Numbers, val: Numbers, test: Numbers) -> ImageLeaks:

@@ -8,14 +8,21 @@ from numpy.typing import NDArray
 from hpc_tumor.data.splits.folds import draw_fraction
 from hpc_tumor.data.splits.image_leaks import image_leaks
 from hpc_tumor.data.splits.split_file import Indices, Split
-from hpc_tumor.data.splits.units import image_patients, image_units
+from hpc_tumor.data.splits.units import image_patients, image_units, label_conflicts
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError, UsageError
 from hpc_tumor.vocabulary import counted
 
 
 def split_by_folds(
-    store: Store, folds: NDArray[np.int64], fold: int, *, seed: int, val_fraction: float, as_published: bool
+    store: Store,
+    folds: NDArray[np.int64],
+    fold: int,
+    *,
+    seed: int,
+    val_fraction: float,
+    as_published: bool,
+    conflicts: str | None = None,
 ) -> tuple[Split, list[str]]:
     """Test on one of the published folds; return the split, and a line each on what differs from the publication.
 
@@ -27,6 +34,7 @@ def split_by_folds(
         val_fraction: share of the other images, in whole units (see `image_patients`), for validation.
         as_published: keep the folds. They part some patients, and the split then leaks. Otherwise all images of a unit
             move to the fold of most of them.
+        conflicts: as for `make_split`; None: keep if `as_published`, else exclude.
 
     Raises:
         UsageError: a store of patients' scans, or no such fold.
@@ -42,17 +50,22 @@ def split_by_folds(
     own, notes = (published, []) if as_published else _together(units, published)
     if left_out := int((own == 0).sum()):
         notes.append(f"{counted(left_out, 'image')} of no known slice of the Cheng set left out")
+    contradicted = np.array([conflict.image for conflict in label_conflicts(store) if own[conflict.image]], np.int64)
+    keep = as_published if conflicts is None else conflicts == "keep"
+    if not keep:
+        own[contradicted] = 0
     test, rest = np.flatnonzero(own == fold + 1), np.flatnonzero((own > 0) & (own != fold + 1))
     if not len(test) or not len(rest):
         part = "in" if not len(test) else "outside"
         raise DataError(f"{store.path} has no known slice of the Cheng set {part} fold {fold}: choose another fold.")
     groups = image_units(store, rest, units)
-    drawn = set(draw_fraction(groups, val_fraction, f"{seed} validation")) if val_fraction else set()
+    drawn = set(draw_fraction(groups, val_fraction, f"{seed} validation", fill=True)) if val_fraction else set()
     val = _sorted([image for i in drawn for image in groups[i].members])
     train = np.setdiff1d(rest, val)
     kind = "folds of the Cheng set" + (" as published" if as_published else " by patient")
-    leakage = image_leaks(store, train, val, test)
-    return Split(kind, seed, fold, train, val, test, leakage.units > 0, leakage), notes
+    leakage, count = image_leaks(store, train, val, test), len(contradicted)
+    counts = (0, count) if keep else (count, 0)
+    return Split(kind, seed, fold, train, val, test, leakage.units > 0, leakage, *counts), notes
 
 
 def _together(units: NDArray[np.int64], published: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str]]:

@@ -372,7 +372,8 @@ def test_the_command(twins: Path, patients: Path, tmp_path: Path, capsys: pytest
     assert cli.main(["audit", str(twins), "--output", str(page)]) == 0
     said = capsys.readouterr().out
     assert said.startswith(
-        "by-patient (in use)  no leak found: no copies in two parts; no patient of the test images is known\n"
+        "by-patient (in use)  no leak found: no copies found in two parts; no patient of the test images is known; the"
+        " closest pairs are below\n"
     )
     assert "LEAKS: 4 of 12 test images have copies in training, 4 pixel-identical" in said
     assert page.read_text().startswith("<!DOCTYPE html>")
@@ -398,7 +399,7 @@ def test_a_protocol_that_may_leak_is_refused(tmp_path: Path, capsys: pytest.Capt
     store = image_store(write_pictures(tmp_path / "raw", twins=False))
     assert cli.main(["audit", str(store), "--split", "published"]) == 3
     said = capsys.readouterr()
-    assert "UNSAFE: no copies in two parts; no patient of the test images is known, but this protocol" in said.out
+    assert "UNSAFE: no copies found in two parts; no patient of the test images is known, but this protocol" in said.out
     assert "may leak" in said.err
 
 

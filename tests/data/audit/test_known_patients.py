@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from earlier_stores import make_schema_1
 from raw_samples import real_data
 
 from hpc_tumor import cli
@@ -18,22 +19,27 @@ from hpc_tumor.data.audit.page import render_page
 from hpc_tumor.data.audit.text import as_json, fact_lines, patient_table
 from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader
+from hpc_tumor.data.splits.near_duplicates import features, similarity
+from hpc_tumor.data.splits.splits import make_split
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.experiments.request import experiment_for
 
 CONFLICT = "Training/pituitary/Tr-pi_0520.jpg"  # slice 230 of the Cheng set, a meningioma
 
+ONE_PATIENT = ("Testing/pituitary/Te-pi_0264.jpg", "Training/pituitary/Tr-pi_0249.jpg")  # similar slices
+
 
 def audited(path: Path) -> tuple[Store, Audit]:
     store = Store.open(path)
-    return store, audit_store(store, experiment_for(store, ["split=published"]))
+    return store, audit_store(store, experiment_for(store, ["split=deduplicated"]))
 
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve real images of each class and part, and one filed under a wrong class."""
+    """Twelve real images of each class and part, one filed under a wrong class, and two of one patient."""
     raw = copy_images(tmp_path_factory.mktemp("few") / "raw", 12)
-    shutil.copy(real_data("brain-mri") / CONFLICT, raw / CONFLICT)
+    for path in (CONFLICT, *ONE_PATIENT):
+        shutil.copy(real_data("brain-mri") / path, raw / path)
     return converted(raw)
 
 
@@ -119,14 +125,34 @@ def test_a_copy_under_another_class_is_shown_beside_it(tmp_path: Path) -> None:
 
 def test_the_closest_pairs_are_shown_and_no_copy_is_ruled_out(few: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store, audit = audited(few)
-    memoriser = audit.in_use.memoriser
-    assert memoriser is not None
-    assert cli.main(["audit", str(few)]) == 0
+    assert cli.main(["audit", str(few), "--split", "deduplicated"]) == 3  # leaks by patient
     said = capsys.readouterr().out
     page = render_page(audit, store)
+    assert "no copies found in two parts" in said
+    assert "the closest pairs are below" in said
     assert "Closest pairs across the parts" in said
     assert "No measure finds every copy" in page
-    patients = dict(zip(store.paths, store.patients, strict=True))
-    for match in memoriser.matches:
-        if patients[match.test] == patients[match.nearest] != "":
-            assert f"both of patient {patients[match.test]}" in page
+    (patient,) = {store.patients[store.paths.index(path)] for path in ONE_PATIENT}
+    assert (audit.in_use.closest[0].test, audit.in_use.closest[0].nearest) == ONE_PATIENT
+    assert f"both of patient {patient}" in page
+    found = [pair.similarity for pair in audit.in_use.closest]
+    assert found == sorted(found, reverse=True)
+    split = make_split(store, "deduplicated", 0)
+    known = np.concatenate([split.train, split.val])
+    frames, heads = (
+        similarity(features(small[split.test]), features(small[known])).max(axis=1)
+        for small in (store.thumbnails, store.heads)
+    )
+    assert found == pytest.approx(sorted(np.maximum(frames, heads).tolist(), reverse=True)[:12])
+    assert all(f"{value:.4f}" in page for value in found)
+
+
+def test_a_store_of_an_earlier_version_is_audited_without_patients(few: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(few, tmp_path / "old.zarr")
+    make_schema_1(path)
+    store, audit = audited(path)
+    assert audit.patients == ()
+    known = dict(fact_lines(audit))["patients"]
+    assert known.endswith(f"earlier version; bring it up to date: hpc-tumor patients {path}")
+    assert audit.in_use.shortcuts.keys() == {"file_facts", "intensities"}
+    assert "patients unknown" in render_page(audit, store)

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 from earlier_stores import make_schema_1
 
+from hpc_tumor.cli.views.conversion import split_table
 from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.convert.target import locked
 from hpc_tumor.data.convert.update import bring_up_to_date
 from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader
 from hpc_tumor.data.splits.near_duplicates import MEASURE
+from hpc_tumor.data.splits.splits import make_split
 from hpc_tumor.data.store.nodes import group_json, read_attributes
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError, StoreError
@@ -65,6 +67,8 @@ def test_an_old_store_is_read_but_names_no_patients(old: Path, new: Path) -> Non
     for name in ("patients", "sources", "heads", "known_slice", "correlation"):
         with pytest.raises(StoreError, match=r"names no patients\. Bring it up .*hpc-tumor patients .*old.zarr"):
             getattr(store, name)
+    (note,) = (note for note in split_table(make_split(store, "published", 0), store).notes if "patients " in note)
+    assert note.endswith(f"of an earlier version and names no patients: hpc-tumor patients {old} adds them.")
 
 
 def test_a_conversion_updates_an_old_store_and_reads_no_image_again(raw: Path, old: Path, new: Path) -> None:

@@ -43,7 +43,7 @@ def test_the_file_is_small_and_says_where_it_is_from() -> None:
     assert (folder / "cheng.npz").stat().st_size <= 3_500_000
     text = (folder / "cheng.md").read_text(encoding="utf-8")
     assert re.search(r"10\.6084/m9\.figshare\.1512427.*CC BY 4\.0.*Cheng J", text, re.DOTALL)
-    assert reference().contrast.shape == (SLICES, 32, 32)
+    assert reference().contrast.shape == (SLICES, 48, 48)
 
 
 def test_jobs_read_it_from_their_archive(tmp_path: Path) -> None:

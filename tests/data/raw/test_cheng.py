@@ -16,7 +16,7 @@ from raw_samples import list_cases, real_data
 from scipy.io import savemat
 
 from hpc_tumor.data.case import walk
-from hpc_tumor.data.convert.prepare import prepare_dataset
+from hpc_tumor.data.convert.prepare import inspect_sources, prepare_dataset, prepare_sources
 from hpc_tumor.data.patients.reference import class_of_slice, patient_of, pid_of
 from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader
@@ -231,3 +231,26 @@ def test_images_of_others_get_no_labels(tmp_path: Path) -> None:
     assert store.masks.border(0).shape == (0, 2)
     assert READER.options == BrainMRIReader().options  # so that both can share a store
     assert list_cases(BrainMRIReader(), tmp_path / "raw")
+
+
+def test_a_store_of_two_sources_has_masks_for_one(phantom: Path, tmp_path: Path) -> None:
+    """Masks stay with their images through updates of the other source, and leave with their source."""
+    make_phantom(tmp_path / "jpeg", "brain-mri", 8, seed=0)
+    store = tmp_path / "all.zarr"
+
+    def convert(*given: str, remove: tuple[str, ...] = ()) -> Store:
+        prepare_sources(inspect_sources(given, store, remove=remove), store, workers=1)
+        return Store.open(store)
+
+    both = convert(f"jpeg={tmp_path / 'jpeg'}", f"cheng={phantom}")
+    masks = dict(zip(both.paths, both.masks.read(range(20)), strict=True))
+    assert [path.startswith("cheng/") for path in both.paths] == both.masks.present.tolist()
+    assert [bool(mask.any()) for mask in masks.values()] == both.masks.present.tolist()
+    next((tmp_path / "jpeg").rglob("*.jpg")).unlink()
+    updated = convert(f"jpeg={tmp_path / 'jpeg'}")
+    assert len(updated) == 19
+    for path, mask in zip(updated.paths, updated.masks.read(range(19)), strict=True):
+        np.testing.assert_array_equal(mask, masks[path])
+    assert updated.patients == [patient_of(n) if n else "" for n in updated.known_slice.tolist()]
+    left = convert(remove=("cheng",))
+    assert (len(left), left.masks.present.any(), (store / "labels").exists()) == (7, False, False)

@@ -324,7 +324,7 @@ def test_real_images_leak_as_published_and_not_by_patient(tmp_path: Path) -> Non
     assert clean.leakage is not None
     assert (clean.leakage.copies, clean.leakage.known) == (0, 134)
     assert clean.leakage.same_patient > 100
-    assert clean.leakage.describe().startswith("no copies in two parts, but 1")
+    assert clean.leakage.describe().startswith("no copies found in two parts, but 1")
     assert clean.test.tolist() == published.test.tolist()
 
     used = make_split(store, None, 0, test_fraction=0.19)

@@ -352,11 +352,14 @@ def test_every_image_says_what_controls_predict(classifier: RunDir) -> None:
     assert right == pytest.approx(memorise_images(store, scan, np.array(test), np.array(known)).score)
 
 
-def test_no_copy_of_a_test_image_is_known_on_the_deduplicated_split(tmp_path: Path, image_store: Path) -> None:
+def test_no_copy_of_a_test_image_is_known_on_the_split_by_patient(tmp_path: Path, image_store: Path) -> None:
     run = new_run(tmp_path, image_store, "cnn", recipe={"epochs": 1}, scoring={"flips": True})
     train_here(run)
     assert {row["known"] for row in rows_of(run)} == {"0"}
-    assert result_of(run)["flips"]
+    result = result_of(run)
+    assert result["flips"]
+    assert (result["split"], result["split_leaks"], result["split_leakage"]["units"]) == ("by-patient", False, 0)
+    assert result["split_leakage"] == json.loads(run.split.read_text())["leakage"]
 
 
 def test_every_score_of_classes_is_that_of_the_rows(classifier: RunDir) -> None:
