@@ -155,6 +155,7 @@ def split_summary(split: Split, store: Store) -> dict[str, Any]:
     if split.leakage is not None:
         about |= {"leakage": split.leakage.as_json()}
         about |= {"conflicts": {"left_out": split.excluded, "in_parts": split.conflicting}}
+    if split.shared:
         about |= {"shared_with_test_source": split.shared}
     return {**about, "parts": parts}
 
