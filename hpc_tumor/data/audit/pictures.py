@@ -105,8 +105,8 @@ def _of_images(store: Store, audit: Audit) -> Iterator[Gallery]:
     yield Gallery("Examples", "Random images of each class, as stored.", tuple(rows))
     lead = (
         "Images filed under another class than the slice of the Cheng set that they show, or than a copy."
-        " Splits leave them out unless data.conflicts=keep. The last picture is the descriptor of the slice: its local"
-        " contrast at 32 × 32 pixels."
+        " Splits leave them out unless data.conflicts=keep. The last picture is the descriptor of the slice, its local"
+        " contrast."
     )
     places = {name: i for i, name in enumerate(store.paths)}
     yield Gallery("Label conflicts", lead, tuple(_conflict(store, places, item) for item in audit.conflicts))
@@ -145,8 +145,9 @@ def _conflict(store: Store, places: dict[str, int], conflict: Conflict) -> Figur
 
 
 def _oriented(contrast: NDArray[np.int8], thumbnail: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return a descriptor `(32, 32)` as grey levels, flipped and turned as an image whose thumbnail is given."""
-    detail = thumbnail - gaussian_filter(thumbnail.astype(np.float64), BLUR, mode="reflect")
+    """Return a descriptor `(S, S)` as grey levels, flipped and turned as an image whose thumbnail is given."""
+    detail = thumbnail - gaussian_filter(thumbnail.astype(np.float32), BLUR, mode="reflect")
+    detail = np.asarray(Image.fromarray(detail).resize(contrast.shape, Image.Resampling.BILINEAR))
     turned = [np.rot90(side, turns) for side in (contrast, contrast.T) for turns in range(4)]
     best = max(turned, key=lambda pixels: float((pixels * detail).sum()))
     return (best.astype(np.int16) + 128).astype(np.uint8)
