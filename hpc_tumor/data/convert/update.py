@@ -16,8 +16,7 @@ from PIL import Image
 from hpc_tumor.data.convert.target import disk_error, identity_of, locked, make_staging
 from hpc_tumor.data.convert.writers import image_fingerprint, write_patients
 from hpc_tumor.data.patients.recognise import recognise
-from hpc_tumor.data.raw.brain_mri import head_thumbnail
-from hpc_tumor.data.splits.near_duplicates import MEASURE
+from hpc_tumor.data.raw.brain_mri import BrainMRIReader, head_thumbnail
 from hpc_tumor.data.store.nodes import GROUP_FILE, group_json, read_attributes, write_file
 from hpc_tumor.data.store.store import SINCE_2, Store, read_about
 from hpc_tumor.errors import DataError, StoreError
@@ -85,7 +84,7 @@ def _update(old: Store, staging: Path) -> Update:
     patients = write_patients(
         staging / "index", recognise(old.thumbnails, heads), old.thumbnails, heads, old.identical, {}
     )
-    about = {**old.about, **identity_of(old.dataset, old.task, {**old.options, "near_duplicates": MEASURE})}
+    about = {**old.about, **identity_of(old.dataset, old.task, {**old.options, **_measures()})}
     about["fingerprint"] = _fingerprint(old, about)
     # From here on, the store changes; a reader of schema 1 sees nothing of it before the last step.
     for name in sorted(SINCE_2):
@@ -98,6 +97,11 @@ def _update(old: Store, staging: Path) -> Update:
     with suppress(OSError):
         (old.path / _GROUPS).rename(staging / "old-group")
     return Update(len(old), sum(map(bool, patients)), (groups, len(np.unique(Store.open(old.path).group))))
+
+
+def _measures() -> dict[str, str]:
+    """Return the options of a conversion that say how copies and patients are found."""
+    return {name: BrainMRIReader().options[name] for name in ("near_duplicates", "patients")}
 
 
 def _heads(store: Store) -> NDArray[np.uint8]:

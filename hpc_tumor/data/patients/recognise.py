@@ -40,6 +40,11 @@ _REFINED = 4  # of them are fitted in finer detail
 _HOPELESS = 0.82  # less similar than this, none is
 _COARSE_STEPS, _FINE_STEPS = 5, 4
 _BLOCK_ROWS = 512  # images compared at once
+# Part of a store's options, so that stores with other patients are detected.
+MEASURE = (
+    f"slices of the Cheng set: correlation >= {PLAIN}, or >= {THRESHOLD} of registered pictures"
+    f" (>= {THRESHOLD_ALIKE} after {ALIKE}), and {MARGIN} above other patients"
+)
 _BLOCK_FITS = 128  # pairs registered at once, which fit a processor's cache
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from scipy import ndimage
 
 from hpc_tumor.data.case import Case, CaseData, FoundCases, Listing, SourceFile, check_names
+from hpc_tumor.data.patients import recognise
 from hpc_tumor.data.raw.classes import class_of, is_aside, is_mask_of, is_of_masks
 from hpc_tumor.data.raw.files.file_kind import IMAGE_FORMATS
 from hpc_tumor.data.raw.files.image_files import decode_grey
@@ -53,6 +54,7 @@ class BrainMRIReader:
             "crop": "head",
             "filter": "bilinear, antialiased",
             "near_duplicates": near_duplicates.MEASURE,
+            "patients": recognise.MEASURE,
         }
 
     def find(self, listing: Listing) -> FoundCases:

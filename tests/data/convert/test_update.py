@@ -18,7 +18,6 @@ from hpc_tumor.data.convert.target import locked
 from hpc_tumor.data.convert.update import bring_up_to_date
 from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader
-from hpc_tumor.data.splits.near_duplicates import MEASURE
 from hpc_tumor.data.splits.splits import make_split
 from hpc_tumor.data.store.nodes import group_json, read_attributes
 from hpc_tumor.data.store.store import Store
@@ -170,4 +169,4 @@ def test_other_options_of_an_old_store_are_kept(old: Path) -> None:
     options = {**about["options"], "crop": "none"}
     (old / "zarr.json").write_bytes(group_json({"hpc_tumor": {**about, "options": options}}))
     bring_up_to_date(old)
-    assert Store.open(old).options == {**options, "near_duplicates": MEASURE}
+    assert Store.open(old).options == {**BrainMRIReader().options, "crop": "none"}
