@@ -107,10 +107,11 @@ def test_pictures_that_are_none_of_the_slices_are_unknown() -> None:
     inside = ((x - 128) / 90) ** 2 + ((y - 128) / 110) ** 2 < 1
     textures = [gaussian_filter(np.random.default_rng(seed).normal(0, 1, (256, 256)), 7) for seed in range(12)]
     heads = [np.where(inside, np.clip(110 + 900 * texture, 0, 230), 0).astype(np.uint8) for texture in textures]
+    heads += [np.where(inside, np.random.default_rng(seed).integers(80, 255, (256, 256)), 0) for seed in range(4)]
     others = [np.full((256, 256), level, np.uint8) for level in (0, 90)] + [textures[0] * 0 + x, textures[0] * 0 + y]
     found = recognised([Image.fromarray(np.asarray(picture).astype(np.uint8)) for picture in (*heads, *others)])
     assert not found.slice.any()
-    assert found.patients == [""] * 16
+    assert found.patients == [""] * 20
     assert 0 < found.correlation[:12].max() < 0.9
 
 
@@ -125,17 +126,25 @@ def test_copies_of_native_slices_are_recognised(kind: str) -> None:
     assert found.patients == [patient_of(number) for number in paths]
 
 
+def family(kind: str) -> str:
+    """The kind without its amount; cuts and paddings are one, and so are flips and turns."""
+    name = kind.split()[0]
+    return {"wider": "cut"}.get(name, "turned" if name in {turn.name.lower() for turn in Turn} else name)
+
+
 @pytest.mark.campaign
-@pytest.mark.parametrize("kind", COPIES)
-def test_copies_of_all_native_slices_are_recognised(kind: str) -> None:
-    paths = native_slices()
+@pytest.mark.parametrize("name", sorted(set(map(family, COPIES))))
+def test_copies_of_all_native_slices_are_recognised(name: str) -> None:
+    paths, right = native_slices(), list[bool]()
     assert len(paths) == 125
-    found = recognised([COPIES[kind](decode_grey(path)[0]) for path in paths.values()]).patients
-    right = [patient == patient_of(number) for number, patient in zip(paths, found, strict=True)]
-    wrong = [patient for patient, is_right in zip(found, right, strict=True) if patient and not is_right]
-    assert not wrong
-    # 122 of 125 at -5° and with 8 % added on the right; over all angles, and over all cuts, 99 %.
-    assert np.mean(right) >= (1 if kind == "plain" else 0.97)
+    for kind in COPIES:
+        if family(kind) == name:
+            found = recognised([COPIES[kind](decode_grey(path)[0]) for path in paths.values()]).patients
+            assert {patient for patient, number in zip(found, paths, strict=True) if patient != patient_of(number)} <= {
+                ""
+            }
+            right += [patient == patient_of(number) for number, patient in zip(paths, found, strict=True)]
+    assert np.mean(right) >= (1 if name == "plain" else 0.98)
 
 
 @pytest.mark.slow
