@@ -83,12 +83,15 @@ def prepare_data(
     from hpc_tumor.cli.views.conversion import failed_cases_error, show_sources, summary_lines
     from hpc_tumor.cluster.convert.command import conversion_on
     from hpc_tumor.data.convert.prepare import inspect_sources, prepare_sources
+    from hpc_tumor.data.convert.update import bring_up_to_date
 
     convert = conversion_on(
         cluster, workers, out.note, account=account, partition=partition, walltime=walltime, memory_gb=memory_gb
     )
-    inspected = inspect_sources(sources or [], store, dataset, labels, remove or [])
+    inspected = inspect_sources(sources or [], store, dataset, labels, remove or [], overwrite=overwrite)
     show_sources(inspected)
+    if not overwrite and (updated := bring_up_to_date(store)):  # said at once: the conversion may still be refused
+        out.warning(updated.note)
     with out.progress("converting", "cases") as progress:
         summary = prepare_sources(
             inspected, store, workers=workers, overwrite=overwrite, strict=strict, prune=prune, convert=convert,

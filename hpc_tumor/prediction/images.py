@@ -21,7 +21,7 @@ from hpc_tumor.data.raw.brain_mri import BrainMRIReader, class_of
 from hpc_tumor.data.raw.cheng import ChengReader, is_slice
 from hpc_tumor.data.splits.near_duplicates import SIDE
 from hpc_tumor.errors import DataError
-from hpc_tumor.prediction.known import CaseMatcher, is_known, match_columns, name_match_notes
+from hpc_tumor.prediction.known import ID, CaseMatcher, is_known, match_columns, name_match_notes
 from hpc_tumor.prediction.options import Options
 from hpc_tumor.prediction.outputs import output_folder, write_table
 from hpc_tumor.prediction.trained import Trained
@@ -166,10 +166,11 @@ def _mark_known(results: ImageResults, read: Sequence[tuple[SourceFile, Picture]
     paths = [str(row["path"]) for row in results.rows]
     digests, thumbnails = [picture.digest for _, picture in read], [picture.thumbnail for _, picture in read]
     absolute_paths = [printable(str(file.path.absolute())) for file, _ in read]
-    matches = known.find_images(paths, digests, np.stack(thumbnails), absolute_paths)
+    heads, patients = np.stack([picture.head for _, picture in read]), [str(row["patient"]) for row in results.rows]
+    matches = known.find_images(paths, digests, np.stack(thumbnails), heads, patients, absolute_paths)
     results.rows = [{**row, **match_columns(match)} for row, match in zip(results.rows, matches, strict=True)]
     if known.told_by == "content":
-        results.notes += name_match_notes(results.rows, paths, "pixels")
+        results.notes += name_match_notes(results.rows, paths, "pixels", (ID,))
     blank = [path for path, thumbnail in zip(paths, thumbnails, strict=True) if np.ptp(thumbnail) < _MIN_CONTRAST]
     if blank:
         results.notes.append(f"blank images, predictions are meaningless: {listed(blank)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from hpc_tumor.data.raw.brain_mri import PARTS
 from hpc_tumor.data.raw.patient_names import patient_of
 from hpc_tumor.data.splits.known_cases import TRAINED, VALIDATED, KnownCases, ids_of_split, read_known_cases
-from hpc_tumor.data.splits.near_duplicates import nearest
-from hpc_tumor.data.splits.sketch import THRESHOLD, likeness
+from hpc_tumor.data.splits.near_duplicates import HEAD_THRESHOLD, THRESHOLD, nearest
+from hpc_tumor.data.splits.sketch import THRESHOLD as SAME_SCANS
+from hpc_tumor.data.splits.sketch import likeness
 from hpc_tumor.run_dir import RunDir
 from hpc_tumor.vocabulary import listed
 
@@ -34,7 +35,8 @@ class Match:
         part: `trained on` or `validated on`; `cannot tell` if the run did not record its cases.
         case: its id in the run.
         by: kind of match: `content` (identical pixels or scans), `copy` (nearly identical), `id`, or `patient` (the
-            same patient at another time or in another edition, by its name or the folder of its sessions).
+            same patient at another time or in another edition, by its name or the folder of its sessions; of images,
+            another slice of a known patient).
     """
 
     part: str
@@ -62,32 +64,44 @@ class CaseMatcher:
         return "ids" if self.cases.digests is None else "content"
 
     def find_images(
-        self, ids: Sequence[str], digests: Sequence[str], thumbnails: NDArray[np.uint8], paths: Sequence[str] = ()
+        self,
+        ids: Sequence[str],
+        digests: Sequence[str],
+        thumbnails: NDArray[np.uint8],
+        heads: NDArray[np.uint8],
+        patients: Sequence[str],
+        paths: Sequence[str] = (),
     ) -> list[Match | None]:
-        """Match each image with one of the run by its pixels, as a near copy, or by its path; None for new ones.
+        """Match each image with one of the run by pixels, as a near copy, by path, or by patient; None for new ones.
 
-        Among several matches, prefers trained on to validated on, then pixels to copies to paths.
+        Among several matches, prefers trained on to validated on, then pixels to copies to paths to patients.
 
         Args:
             digests: SHA-256 of decoded pixels, as in the metadata of a read image.
-            thumbnails: `(n, 32, 32)` uint8.
+            thumbnails, heads: `(n, 32, 32)` uint8, of the whole images and of their heads.
+            patients: "" if unknown.
             paths: absolute paths, whose ends are compared if the run recorded only ids.
         """
         if self.cases is None:
             return [Match(CANNOT_TELL)] * len(ids)
         matches_of: list[list[tuple[int, str]]] = [[] for _ in ids]
-        for by, values, keys in ((CONTENT, digests, self.cases.digests), (ID, ids, self.cases.ids)):
-            numbers = _first(() if keys is None else keys.tolist())
+        cases = self.cases
+        keyed = (CONTENT, digests, cases.digests), (ID, ids, cases.ids), (PATIENT, patients, cases.patients)
+        for by, values, keys in keyed:
+            numbers = _first(() if keys is None else keys.tolist())  # trained ones precede validated ones
             for matches, value in zip(matches_of, values, strict=True):
-                if (number := numbers.get(value)) is not None:
+                if value and (number := numbers.get(value)) is not None:
                     matches.append((number, by))
         if self.cases.digests is None:
             for matches, path in zip(matches_of, paths, strict=bool(paths)):
                 matches += [(number, ID) for number in self._with_path(PurePosixPath(path).parts)]
-        if self.cases.thumbnails is not None:
-            for part in (self.cases.trained, ~self.cases.trained):
+        views = (thumbnails, cases.thumbnails, THRESHOLD), (heads, cases.heads, HEAD_THRESHOLD)
+        for own, theirs, least in views:
+            if theirs is None:
+                continue
+            for part in (cases.trained, ~cases.trained):
                 rows = np.flatnonzero(part)
-                for matches, row in zip(matches_of, nearest(thumbnails, self.cases.thumbnails[part]), strict=True):
+                for matches, row in zip(matches_of, nearest(own, theirs[part], least), strict=True):
                     if row >= 0:
                         matches.append((int(rows[row]), COPY))
         return [self._best(matches) for matches in matches_of]
@@ -130,7 +144,7 @@ class CaseMatcher:
             matches += [(number, CONTENT) for number in np.flatnonzero(cases.digests == digest).tolist()]
         if cases.sketches is not None and len(cases.sketches):
             values = likeness(sketch, cases.sketches)
-            alike = np.flatnonzero(values >= THRESHOLD)
+            alike = np.flatnonzero(values >= SAME_SCANS)
             matches += [(number, COPY) for number in alike[np.argsort(-values[alike], kind="stable")].tolist()]
         own = {patient_of(text) for text in (name, folder) if text}
         for number, case, patient in self._names:
@@ -201,9 +215,11 @@ def count_known(rows: Sequence[Mapping[str, Any]], told_by: str | None) -> dict[
     return {"told_by": told_by, **(numbers if told_by else dict.fromkeys(numbers))}
 
 
-def name_match_notes(rows: Sequence[Mapping[str, Any]], names: Sequence[str], noun: str) -> list[str]:
+def name_match_notes(
+    rows: Sequence[Mapping[str, Any]], names: Sequence[str], noun: str, by: Collection[str] = (ID, PATIENT)
+) -> list[str]:
     """Return a note on cases that match only by name, not by content."""
-    matched = [name for row, name in zip(rows, names, strict=True) if row["known_by"] in (ID, PATIENT)]
+    matched = [name for row, name in zip(rows, names, strict=True) if row["known_by"] in by]
     if not matched:
         return []
     return [

@@ -246,6 +246,28 @@ def test_copies_of_patients_under_other_names_are_known(
     assert {row["known_as"] for row in found["predictions"][:3]} == {parts["train"][0]}
 
 
+def test_images_are_known_by_their_head_and_by_their_patient() -> None:
+    """A copy that was cropped differently, and another slice of a patient, are not new."""
+    draw = np.random.default_rng(0)
+    frames, heads, others = draw.integers(0, 255, (3, 3, 32, 32), np.uint8)
+    known = CaseMatcher(
+        KnownCases(
+            np.array(["a.jpg", "b.jpg", "c.jpg"]), np.array([True, True, False]), np.array(["1", "2", "3"]), frames,
+            heads, np.array(["", "MR1", "MR2"]),
+        )
+    )  # fmt: skip
+
+    def find(frame: np.ndarray, head: np.ndarray, patient: str) -> Match | None:
+        (found,) = known.find_images(["x.jpg"], ["9"], frame[None], head[None], [patient])
+        return found
+
+    assert find(others[0], np.rot90(heads[0]), "") == Match("trained on", "a.jpg", "copy")
+    assert find(others[0], others[1], "MR1") == Match("trained on", "b.jpg", "patient")
+    assert find(others[0], others[1], "MR2") == Match("validated on", "c.jpg", "patient")
+    assert find(others[0], others[1], "MR3") is None
+    assert find(others[0], others[1], "") is None
+
+
 def test_patients_are_known_by_name_at_other_times_and_in_other_editions() -> None:
     known = CaseMatcher(
         KnownCases(
@@ -336,7 +358,7 @@ def test_known_cases_are_kept_compactly(images: Path, cnn_run: RunDir) -> None:
     parts = parts_of(cnn_run)
     assert set(known.ids) == {*parts["train"], *parts["val"]}
     assert known.trained.sum() == len(parts["train"])
-    assert cnn_run.known_cases.stat().st_size < 1000 * len(known.ids)
+    assert cnn_run.known_cases.stat().st_size < 2000 * len(known.ids)
 
 
 KNOWN = KnownCases(np.array(["a", "b"]), np.array([True, False]))

@@ -157,6 +157,8 @@ def split_summary(split: Split, store: Store) -> dict[str, Any]:
         about |= {"conflicts": {"left_out": split.excluded, "in_parts": split.conflicting}}
     if split.shared:
         about |= {"shared_with_test_source": split.shared}
+    if split.unknown:
+        about |= {"of_no_known_slice": split.unknown}
     return {**about, "parts": parts}
 
 
@@ -195,7 +197,9 @@ def _split_notes(split: Split, store: Store) -> tuple[str, ...]:
         notes.append(
             f"The store is of an earlier version and names no patients: hpc-tumor patients {store.path} adds them."
         )
-    rest = len(store) - split.excluded - split.shared - sum(map(len, (split.train, split.val, split.test)))
+    rest = (
+        len(store) - split.excluded - split.shared - split.unknown - sum(map(len, (split.train, split.val, split.test)))
+    )
     if store.task == "classification" and rest:
         notes.append(
             f"{counted(rest, 'image')} in no part: duplicates of others, or training images also in the test part."

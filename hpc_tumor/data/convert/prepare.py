@@ -92,13 +92,20 @@ def prepare_dataset(
 
 
 def inspect_sources(
-    texts: Sequence[str], store: Path, dataset: str = "auto", labels: str | None = None, remove: Collection[str] = ()
+    texts: Sequence[str],
+    store: Path,
+    dataset: str = "auto",
+    labels: str | None = None,
+    remove: Collection[str] = (),
+    *,
+    overwrite: bool = False,
 ) -> Sources:
     """List the sources for a store, given as `PATH` or `NAME=PATH`.
 
     They are named if there are several, if a name is given, or if the store has named sources.
 
-    Raises UsageError for names and folders that are no separate sources, and as `inspect_source`.
+    Raises UsageError for names and folders that are no separate sources, DataError for a folder that has the name of
+    another source of the store, and as `inspect_source`.
     """
     given = [parse_source(text) for text in texts]
     if not given and not remove:
@@ -106,13 +113,18 @@ def inspect_sources(
     finish_interrupted(store)
     if remove:
         Store.open(store)  # raises StoreError
-    known = StoredSources.read(store)
+    known = StoredSources.read(store, overwrite=overwrite)
     if len(given) == 1 and given[0][0] is None and not (known.named or remove):
         return Sources.single(inspect_source(given[0][1], dataset, labels))
     refuse_overlap([path for _, path in given], store)
     named = name_sources(given, known.names)
     check_removal(remove, known.counts, named, store)
-    return Sources.several({name: inspect_source(path, dataset, labels) for name, path in named.items()}, remove)
+    known.refuse_lost(named, store)
+    reports = {name: inspect_source(path, dataset, labels) for name, path in named.items()}
+    for (asked, _), (name, report) in zip(given, reports.items(), strict=True):
+        if asked is None and not overwrite:
+            known.refuse_other(name, report, store)
+    return Sources.several(reports, remove)
 
 
 def prepare_sources(
@@ -193,7 +205,7 @@ def _plan(target: Target, sources: Sources, workers: int, prune: bool) -> _Plan:
     `prune`: remove vanished cases. Raises DataError if most of a source's stored cases have vanished.
     """
     store, cases = target.path, sources.cases
-    stored, origin = StoredSources.read(store).as_named(sources)
+    stored, origin = StoredSources.read(store, overwrite=target.overwrite).as_named(sources)
     if stored.named and not sources.named:
         raise DataError(f"{store} has {stored.describe()}: name the source, as in NAME=PATH.")
     others = stored.others(sources)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpc_tumor.data.convert.target import ConversionError
 from hpc_tumor.data.raw.several import Sources, describe_sources
+from hpc_tumor.data.raw.sources import SourceReport
 from hpc_tumor.data.store.store import Store, read_about
 from hpc_tumor.errors import DataError
 from hpc_tumor.vocabulary import series
@@ -22,18 +23,20 @@ class StoredSources:
         cases: source of each case by id, "" in a store of one source without a name.
         kinds: kind of dataset of each named source.
         signatures: hash of the source files of each image, by id.
+        sizes: bytes of the source files of each image, by id.
     """
 
     cases: Mapping[str, str]
     kinds: Mapping[str, str]
     signatures: Mapping[str, str]
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path) -> StoredSources:
+    def read(cls, path: Path, *, overwrite: bool = False) -> StoredSources:
         """Read the cases of a store; none if there is no store.
 
         An unfinished or damaged store without named sources has the cases of its folder. Raises DataError for a damaged
-        store of named sources: its other sources would be lost.
+        store of named sources, whose other sources would be lost, unless it is to be overwritten.
         """
         about = read_about(path) or {}
         kinds: Mapping[str, str] = about.get("sources") or {}
@@ -44,14 +47,15 @@ class StoredSources:
         try:
             store = Store.open(path)
         except DataError:
-            if kinds:
+            if kinds and not overwrite:
                 raise
-            return cls({}, {}, {})
+            return cls({}, kinds, {})
         if store.task != "classification" or not store.names_patients:  # or of an earlier version, to be overwritten
             return cls(dict.fromkeys(store.case_ids, ""), {}, {})
-        signatures = dict(zip(store.paths, store.text_column("signature"), strict=True))
-        sources = store.sources if store.names_patients else [""] * len(store)
-        return cls(dict(zip(store.paths, sources, strict=True)), kinds, signatures)
+        signatures, sizes = (
+            dict(zip(store.paths, store.text_column(name), strict=True)) for name in ("signature", "bytes")
+        )
+        return cls(dict(zip(store.paths, store.sources, strict=True)), kinds, signatures, sizes)
 
     @property
     def named(self) -> bool:
@@ -89,6 +93,21 @@ class StoredSources:
             return self, ""
         cases = {f"{origin}/{case}": origin for case in self.cases}
         return StoredSources(cases, {origin: sources.reports[origin].dataset}, {}), origin
+
+    def refuse_lost(self, given: Collection[str], store: Path) -> None:
+        """Raise DataError if the images of a source that is not given cannot be kept, since the store is damaged."""
+        if lost := sorted(self.names - set(given)) if not self.cases else []:
+            raise DataError(f"{store} is damaged: give its sources {series(lost, 'and')} too, or choose another name.")
+
+    def refuse_other(self, name: str, report: SourceReport, store: Path) -> None:
+        """Raise DataError if a folder has the name of a source by chance: nearly all of its files differ in size."""
+        same = [case for case in report.cases if f"{name}/{case.id}" in self.sizes]
+        differing = sum(case.bytes != self.sizes[f"{name}/{case.id}"] for case in same)
+        if 10 * differing > 9 * len(same):
+            path = report.listing.source
+            raise DataError(f"{path} seems to be another dataset than the source {name} of {store}: {differing:,} of"
+                            f" {len(same):,} files of the same name differ. To replace the source, give {name}={path};"
+                            f" to add it, give it another name.")  # fmt: skip
 
     def others(self, sources: Sources) -> StoredSources:
         """Return the named sources that are neither given nor to be removed."""

@@ -20,6 +20,8 @@ from hpc_tumor.system.atomic import has_no_locks, is_disk_full
 
 LOCK = ".prepare.lock"
 STAGING = ".staging-"
+_STAGING_NAME = re.compile(r"\.staging-[0-9a-f]{8}")
+_EXCHANGED = ("images", "labels", "index")  # folders of a store that `exchange` moves
 _FINISHING = "finishing"
 
 
@@ -116,7 +118,7 @@ def _write_about(path: Path, staging: Path, about: dict[str, Any], ome: dict[str
 def _exchange(path: Path, about: dict[str, Any]) -> None:
     """Do what remains of an exchange that `about` describes."""
     about = dict(about)
-    finishing = about.pop(_FINISHING)
+    finishing = about.pop(_FINISHING)  # sound: see `_finishing`
     staging = path / finishing["staging"]
     for name in (*finishing["names"], *finishing["gone"]):
         is_new = (staging / name).exists()
@@ -135,7 +137,7 @@ def finish_interrupted(path: Path) -> None:
 
 
 def _finish_interrupted(path: Path) -> None:
-    if (staging := _finishing(path)) and (path / staging).is_dir():
+    if _finishing(path):
         try:
             _exchange(path, read_about(path) or {})
         except OSError as error:
@@ -234,8 +236,7 @@ def list_staging(store: Path) -> list[Path]:
 
 
 def _is_staging(path: Path) -> bool:
-    named = re.fullmatch(r"[0-9a-f]{8}", path.name.removeprefix(STAGING))
-    return named is not None and path.is_dir() and not path.is_symlink()
+    return _STAGING_NAME.fullmatch(path.name) is not None and path.is_dir() and not path.is_symlink()
 
 
 def remove_staging(folder: Path) -> None:
@@ -254,8 +255,18 @@ def _remove_staging(path: Path) -> None:
 
 
 def _finishing(path: Path) -> str | None:
-    """Return the name of the staging folder of an interrupted exchange."""
-    return ((read_about(path) or {}).get(_FINISHING) or {}).get("staging")
+    """Return the name of the staging folder of an interrupted exchange; None without one.
+
+    The store may be a stranger's, so a record that names anything but folders of a store counts as none.
+    """
+    record = (read_about(path) or {}).get(_FINISHING)
+    if not isinstance(record, dict):
+        return None
+    staging, moved = record.get("staging"), (record.get("names"), record.get("gone"))
+    names = all(isinstance(names, list) and all(name in _EXCHANGED for name in names) for names in moved)
+    facts = isinstance(record.get("about"), dict) and isinstance(record.get("ome"), dict | None)
+    named = isinstance(staging, str) and _STAGING_NAME.fullmatch(staging) is not None
+    return staging if named and names and facts and _is_staging(path / str(staging)) else None
 
 
 def _check(path: Path, identity: dict[str, Any], overwrite: bool, grows: Sequence[str]) -> None:

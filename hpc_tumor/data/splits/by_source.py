@@ -6,8 +6,8 @@ import numpy as np
 
 from hpc_tumor.data.splits.folds import draw_fraction
 from hpc_tumor.data.splits.image_leaks import image_leaks
-from hpc_tumor.data.splits.split_file import Indices, Split
-from hpc_tumor.data.splits.units import image_patient_units, image_patients, label_conflicts
+from hpc_tumor.data.splits.split_file import Split
+from hpc_tumor.data.splits.units import different_images, image_patient_units, image_patients, label_conflicts
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError, UsageError
 from hpc_tumor.vocabulary import printable, series
@@ -37,8 +37,8 @@ def split_by_source(store: Store, source: str, seed: int, *, val_fraction: float
     images = np.setdiff1d(np.arange(len(store)), excluded)
     numbers = image_patients(store)
     tested = np.isin(numbers, numbers[sources == source])
-    test = _different(store, images[sources[images] == source])
-    units = image_patient_units(store, _different(store, images[~tested[images]]))
+    test = np.sort(different_images(store, images[sources[images] == source]))
+    units = image_patient_units(store, different_images(store, images[~tested[images]]))
     if not units or not len(test):
         part = "training" if not units else "test"
         raise DataError(f"{store.path}: no image is left for the {part} part of a test on source {source}, without"
@@ -52,9 +52,3 @@ def split_by_source(store: Store, source: str, seed: int, *, val_fraction: float
         f"test source {source}", seed, None, train, val, test, False, image_leaks(store, train, val, test),
         len(excluded), conflicting, shared,
     )  # fmt: skip
-
-
-def _different(store: Store, images: Indices) -> Indices:
-    """Return the first by name of each set of identical `images`, sorted."""
-    by_name = np.array(sorted(images.tolist(), key=store.paths.__getitem__), np.int64)
-    return np.sort(by_name[np.unique(store.identical[by_name], return_index=True)[1]])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,14 @@ from hpc_tumor.vocabulary import MODALITIES
 
 FORMAT = "hpc-tumor known cases 1"
 TRAINED, VALIDATED = "trained on", "validated on"
-_MOST_ALL = 2**29  # bytes of all arrays; 7,000 images take 10 MB, 2,000 patients 35 MB
+_MOST_ALL = 2**29  # bytes of all arrays; 7,000 images take 17 MB, 2,000 patients 35 MB
 _MOST_FILE = _MOST_ALL + 2**20  # incompressible data grows slightly
 _HEADERS = 2**16  # most bytes of the archive besides its arrays
-_LEFT_OUT = ("sketches", "thumbnails", "digests")  # dropped in this order if there are too many cases
+_LEFT_OUT = ("sketches", "heads", "thumbnails", "digests")  # dropped in this order if there are too many cases
 # Kind and shape of each array after the first axis (cases); `other_ids` is not listed, since its length differs.
 _KINDS: dict[str, tuple[str, tuple[int, ...]]] = {
     "ids": ("U", ()), "trained": ("b", ()), "digests": ("U", ()), "thumbnails": ("u", (SIDE, SIDE)),
+    "heads": ("u", (SIDE, SIDE)), "patients": ("U", ()),
     "sketches": ("i", (len(MODALITIES), CELLS, CELLS, CELLS)), "spacing": ("f", (3,)), "shape": ("i", (3,)),
     "brain_ml": ("f", ()), "contrast": ("f", (NUMBERS,)),
 }  # fmt: skip
@@ -46,6 +47,8 @@ class KnownCases:
         trained: `(n,)` bool: True for training, False for validation.
         digests: `(n,)` SHA-256 in hexadecimal of each image's decoded pixels, or of each patient's scans.
         thumbnails: `(n, 32, 32)` uint8, used to find near copies of images.
+        heads: `(n, 32, 32)` uint8, the same of images cropped to the head.
+        patients: `(n,)` patient of each image, "" if unknown.
         sketches: `(n, 4, 16, 16, 16)` int8, used to find copies of patients' scans.
         other_ids, other_of: `(m,)` ids of patients in other editions, and the number of each id's case.
         spacing: `(n, 3)` voxel size along z, y, x in mm.
@@ -58,6 +61,8 @@ class KnownCases:
     trained: NDArray[np.bool_]
     digests: NDArray[np.str_] | None = None
     thumbnails: NDArray[np.uint8] | None = None
+    heads: NDArray[np.uint8] | None = None
+    patients: NDArray[np.str_] | None = None
     sketches: NDArray[np.int8] | None = None
     other_ids: NDArray[np.str_] | None = None
     other_of: NDArray[np.int64] | None = None
@@ -82,7 +87,10 @@ def known_cases(store: Store, split: Split) -> KnownCases:
     ids = np.array([store.case_ids[case] for case in chosen], np.str_)
     if store.task == "classification":
         digests = store.text_column("sha256")
-        return KnownCases(ids, trained, np.array([digests[case] for case in chosen], np.str_), store.thumbnails[chosen])
+        known = KnownCases(ids, trained, np.array([digests[case] for case in chosen]), store.thumbnails[chosen])
+        if not store.names_patients:
+            return known
+        return replace(known, heads=store.heads[chosen], patients=np.array(store.patients, np.str_)[chosen])
     scans, others = store.text_column("scans"), _others(store, chosen)
     spacing = np.array([store.spacing(case) for case in chosen])
     return KnownCases(
@@ -105,7 +113,7 @@ def save_known_cases(path: Path, store: Store, split: Split) -> None:
 def write_known_cases(path: Path, known: KnownCases, stamp: str = "") -> None:
     """Write `known` to `path` atomically; `stamp` identifies its store and split. Raises OSError.
 
-    Sketches, thumbnails and digests are dropped in this order beyond 32,000 patients or 300,000 images.
+    Sketches, heads, thumbnails and digests are dropped in this order beyond 32,000 patients or 200,000 images.
     """
     every = {field.name: getattr(known, field.name) for field in fields(known)}
     arrays = {name: array for name, array in every.items() if array is not None}

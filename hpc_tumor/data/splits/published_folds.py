@@ -65,7 +65,7 @@ def split_by_folds(
     kind = "folds of the Cheng set" + (" as published" if as_published else " by patient")
     leakage, count = image_leaks(store, train, val, test), len(contradicted)
     counts = (0, count) if keep else (count, 0)
-    return Split(kind, seed, fold, train, val, test, leakage.units > 0, leakage, *counts), notes
+    return Split(kind, seed, fold, train, val, test, leakage.units > 0, leakage, *counts, 0, left_out), notes
 
 
 def _together(units: NDArray[np.int64], published: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str]]:

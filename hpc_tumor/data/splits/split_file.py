@@ -49,6 +49,7 @@ class Split:
         excluded: number of images left out of all parts for their contradicted class (see `label_conflicts`).
         conflicting: number of such images in the parts.
         shared: number of images of other sources left out, as copies or patients of the source that is tested on.
+        unknown: number of images left out since published folds do not say where they belong.
     """
 
     kind: str
@@ -62,6 +63,7 @@ class Split:
     excluded: int = 0
     conflicting: int = 0
     shared: int = 0
+    unknown: int = 0
 
     @property
     def parts(self) -> dict[str, Indices]:

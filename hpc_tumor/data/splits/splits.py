@@ -19,6 +19,7 @@ from hpc_tumor.data.splits.image_leaks import image_leaks
 from hpc_tumor.data.splits.split_file import Indices, Split, read_split
 from hpc_tumor.data.splits.units import (
     describe_patients,
+    different_images,
     image_patient_units,
     image_units,
     known_units,
@@ -234,7 +235,7 @@ def _published_images(store: Store, cut: _Cut, images: Indices) -> tuple[Indices
 
 
 def _units_of_images(store: Store, cut: _Cut, images: Indices) -> tuple[Indices, Indices, Indices]:
-    units = image_patient_units(store, _different(store, images))
+    units = image_patient_units(store, different_images(store, images))
     cut.check(len(units), "patient or image without one")
     tested = cut.test_of(units)
     train, val = _train_and_val([unit for i, unit in enumerate(units) if i not in tested], cut)
@@ -242,7 +243,7 @@ def _units_of_images(store: Store, cut: _Cut, images: Indices) -> tuple[Indices,
 
 
 def _deduplicated(store: Store, cut: _Cut, images: Indices) -> tuple[Indices, Indices, Indices]:
-    units = image_units(store, _different(store, images), store.group)
+    units = image_units(store, different_images(store, images), store.group)
     cut.check(len(units), "different image")
     published = images[store.part[images] == "test"]
     if cut.fold is None and 0 < len(published) < len(images):
@@ -256,12 +257,6 @@ def _deduplicated(store: Store, cut: _Cut, images: Indices) -> tuple[Indices, In
     if not rest:
         raise DataError(f"{store.path}: every training image has a duplicate in the test part: nothing to train on.")
     return *_train_and_val(rest, cut), test
-
-
-def _different(store: Store, images: Indices) -> Indices:
-    """Return the first by name of each set of identical `images`."""
-    by_name = np.array(sorted(images.tolist(), key=store.paths.__getitem__), np.int64)
-    return by_name[np.unique(store.identical[by_name], return_index=True)[1]]
 
 
 def _train_and_val(units: Sequence[Unit], cut: _Cut) -> tuple[Indices, Indices]:

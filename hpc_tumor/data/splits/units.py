@@ -156,6 +156,12 @@ def image_units(store: Store, images: NDArray[np.int64], group: NDArray[np.int64
     return [Unit(store.paths[own[0]], int(classes[own[0]]), tuple(own)) for own in members.values()]
 
 
+def different_images(store: Store, images: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the first by name of each set of identical `images`."""
+    by_name = np.array(sorted(images.tolist(), key=store.paths.__getitem__), np.int64)
+    return by_name[np.unique(store.identical[by_name], return_index=True)[1]]
+
+
 def image_patient_units(store: Store, images: NDArray[np.int64]) -> list[Unit]:
     """Group `images` by `image_patients`; the stratum is the class of most of a unit's images."""
     units = []

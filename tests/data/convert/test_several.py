@@ -14,6 +14,7 @@ from raw_samples import picture, real_data, tree, write_patients, write_pictures
 from hpc_tumor.data.convert import writers
 from hpc_tumor.data.convert.prepare import PrepareSummary, inspect_sources, prepare_sources
 from hpc_tumor.data.phantom.dataset import make_phantom
+from hpc_tumor.data.store.nodes import group_json
 from hpc_tumor.data.store.store import Store, read_about
 from hpc_tumor.errors import DataError, UsageError
 
@@ -26,7 +27,7 @@ def prepare(
     overwrite: bool = False,
     prune: bool = False,
 ) -> PrepareSummary:
-    sources = inspect_sources([str(source) for source in given], store, remove=remove)
+    sources = inspect_sources([str(source) for source in given], store, remove=remove, overwrite=overwrite)
     return prepare_sources(sources, store, workers=1, overwrite=overwrite, prune=prune)
 
 
@@ -175,6 +176,54 @@ def test_damage_does_not_lose_a_source_that_is_not_given(a: Path, b: Path, store
     assert prepare([a, b], store).cases == 21
 
 
+def test_a_damaged_store_is_converted_again_from_all_of_its_sources(a: Path, b: Path, store: Path) -> None:
+    prepare([a, b], store)
+    before = contents(store)
+    (store / "index" / "zarr.json").write_text("{")
+    with pytest.raises(DataError, match="the index is missing"):
+        prepare([a, b], store)
+    with pytest.raises(DataError, match="is damaged: give its sources b too"):
+        prepare([a], store, overwrite=True)
+    prepare([a, b], store, overwrite=True)
+    assert contents(store) == before
+
+
+def test_another_folder_of_the_same_name_replaces_no_source(a: Path, b: Path, store: Path, tmp_path: Path) -> None:
+    prepare([a, b], store)
+    before, other = contents(store), tmp_path / "elsewhere" / "a"
+    for number, file in enumerate(sorted(a.rglob("*.png"))):
+        path = other / file.relative_to(a)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(500 + number, (70, 40)).save(path)
+    with pytest.raises(DataError, match=r"another dataset than the source a .* give a=.*elsewhere/a; to add it"):
+        prepare([other], store)
+    assert contents(store) == before
+    assert prepare([f"a={other}"], store).converted == 16
+    moved = shutil.copytree(b, tmp_path / "moved" / "b")  # the same files, copied: the times differ
+    assert prepare([moved], store).cases == 21
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"gone": ["../precious"]}, {"names": ["../precious"]}, {"staging": "../precious"}, {"staging": ".staging-1/.."},
+        {"staging": None}, {"names": None}, {"gone": [["images"]]}, {"about": []}, {"ome": "x"}, None,
+    ],
+)  # fmt: skip
+def test_a_strangers_store_moves_nothing_of_the_user(
+    record: dict[str, object] | None, a: Path, store: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").touch()
+    prepare([a], store)
+    (store / ".staging-deadbeef" / "images").mkdir(parents=True)
+    sound = {"staging": ".staging-deadbeef", "names": [], "gone": [], "about": {}, "ome": None}
+    about = {**read_about(store), "complete": False, "finishing": "x" if record is None else {**sound, **record}}
+    (store / "zarr.json").write_bytes(group_json({"hpc_tumor": about}))
+    assert prepare([a], store).cases == 16
+    assert (tmp_path / "precious" / "file").exists()
+
+
 def test_names_of_folders_are_made_unique_and_found_again(tmp_path: Path, store: Path) -> None:
     one = write_pictures(tmp_path / "x" / "My data!", 1, twins=False)
     two = write_pictures(tmp_path / "y" / "My data!", 2, twins=False)
@@ -283,6 +332,6 @@ def test_real_sources_share_copies_and_patients(tmp_path: Path, store: Path) -> 
     """Of the ancestor, nine images are slices of the Cheng set."""
     summary = prepare([real_data("brain-mri-native"), real_data("brain-mri")], store)
     own = summary.sources["brain-mri-native"]
-    assert (own["images"], own["patients"]) == (64, 9)
+    assert (own["images"], own["patients"]) == (64, 11)
     made = Store.open(store)
     assert sum(map(bool, made.patients)) == 544 + 9
