@@ -30,20 +30,22 @@ def classification_scores(
     Returns:
         loss and nll (mean negative log-likelihood; callers may replace the loss by the recipe's), accuracy,
         confidence (mean of the largest probability), balanced_accuracy, mcc, brier, ece, auroc; precision, recall and
-        f1 of each class (`f1_glioma`) and their means; auroc of each class. NaN if undefined.
+        f1 of each class (`f1_glioma`), auroc of each class, and their means over the classes that occur. NaN if
+        undefined.
     """
     counts = confusion_counts(probabilities.argmax(1), labels, len(classes))
     nll = float(case_nll(probabilities, labels).mean())
     accuracy, confidence = float(np.trace(counts) / counts.sum()), float(probabilities.max(1).mean())
     scores = {"loss": nll, "accuracy": accuracy, "confidence": confidence}
-    scores |= {name: float(value) for name, value in of_confusion(counts, classes).items()}
+    present = counts.sum(1) > 0
+    scores |= {name: float(value) for name, value in of_confusion(counts, classes, present).items()}
     if brief:
         return scores
     scores |= {"nll": nll, "brier": float(case_brier(probabilities, labels).mean())}
     scores["ece"] = expected_calibration_error(probabilities, labels)
     aurocs = [_auroc(labels == index, probabilities[:, index]) for index in range(len(classes))]
     scores |= {f"auroc_{name}": value for name, value in zip(classes, aurocs, strict=True)}
-    return {**scores, "auroc": float(np.mean(aurocs))}
+    return {**scores, "auroc": float(np.mean(np.array(aurocs)[present]))}
 
 
 def _auroc(truth: NDArray[np.bool_], probabilities: Floats) -> float:

@@ -109,7 +109,10 @@ def _of_images(store: Store, audit: Audit) -> Iterator[Gallery]:
         " contrast."
     )
     places = {name: i for i, name in enumerate(store.paths)}
-    yield Gallery("Label conflicts", lead, tuple(_conflict(store, places, item) for item in audit.conflicts))
+    if more := len(audit.conflicts) - MOST_PAIRS:
+        lead += f" The first {MOST_PAIRS}; --json lists {more:,} more." if more > 0 else ""
+    shown = audit.conflicts[:MOST_PAIRS]
+    yield Gallery("Label conflicts", lead, tuple(_conflict(store, places, item) for item in shown))
     pairs = _duplicate_pairs(store)
     lead = (
         "One training and one test image of each set. Similarity is the correlation of the local contrast of"

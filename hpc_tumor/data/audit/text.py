@@ -18,6 +18,7 @@ from hpc_tumor.table import NOTHING, Column, Table, fill
 from hpc_tumor.vocabulary import CONTROLS, counted, listed
 
 _CLINICAL = {"age": "age, years", "survival_days": "survival, days", "alive": "alive when last seen"}
+MOST_CONFLICTS = 12  # listed
 _MOST_COUNTED = 4
 
 
@@ -192,7 +193,9 @@ def conflict_table(audit: Audit) -> Table:
         Column("filed as", "left", cell=lambda item: item.filed),
         Column("contradicted by", "left", wrap=True, cell=contradiction),
     )
-    return fill("Label conflicts", columns, audit.conflicts)
+    more = len(audit.conflicts) - MOST_CONFLICTS
+    notes = [f"and {counted(more, 'more image')}; --json lists all"] if more > 0 else []
+    return fill("Label conflicts", columns, audit.conflicts[:MOST_CONFLICTS], notes)
 
 
 def contradiction(conflict: Conflict) -> str:

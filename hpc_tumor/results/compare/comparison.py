@@ -75,8 +75,8 @@ class Group:
     @property
     def units(self) -> str:
         """Units of intervals and tests of `alike`: patients, or duplicate groups of images of unknown patients."""
-        known = self.task == "segmentation" or any(entry.cases.by_patient for entry in self.alike)
-        return PATIENTS if known else COPIES
+        known = any(entry.cases.by_patient and "accuracy_patients" in entry.cases.values for entry in self.alike)
+        return PATIENTS if known or self.task == "segmentation" else COPIES
 
     @property
     def without_patients(self) -> tuple[Entry, ...]:

@@ -65,7 +65,7 @@ def _best(group: Group) -> Iterator[str]:
     if better:
         parts.append(f"better than {listed(better, _MOST_OTHERS)}")
     if against:
-        parts.append(f"but worse on most {CASES[group.task]} than {listed(against, _MOST_OTHERS)}")
+        parts.append(f"but worse for most {group.units} than {listed(against, _MOST_OTHERS)}")
     if not_shown:
         parts.append(f"not shown to be better than {listed(not_shown, _MOST_OTHERS)}")
     yield f"{'; '.join(parts)}. {method(group)}"
@@ -137,11 +137,14 @@ def _against_controls(group: Group) -> Iterator[str]:
         return
     tests = group.control_tests
     beaten = [name for name, of_entries in tests.items() if {*map(verdict, of_entries.values())} == {"better"}]
-    others = [name for name in tests if name not in beaten]
-    sentences = [_who_beats_them(group, names) for names in (beaten, *([name] for name in others)) if names]
+    together: dict[tuple[str, ...], list[str]] = {}  # those of `beaten` with which the same networks were compared
+    for name in beaten:
+        together.setdefault(tuple(tests[name]), []).append(name)
+    others = [[name] for name in tests if name not in beaten]
+    sentences = [_who_beats_them(group, names) for names in (*together.values(), *others)]
     yield from (*sentences[:-1], *(f"{last} {_how(group)}" for last in sentences[-1:]))
     if behind := _not_beaten(group):
-        yield f"A network that is not better than these controls has shown nothing: {listed(behind, _MOST_NAMED)}."
+        yield f"Not shown to be better than a control, which has no network: {listed(behind, _MOST_NAMED)}."
     if missing := [CONTROLS[name] for name in CONTROLS if name not in tests]:
         yield f"Not compared with {series(missing, 'or')}: no run recorded these controls."
     yield from _not_compared(group)

@@ -163,8 +163,19 @@ class Entry:
         for name in CONTROLS:
             first = {run.fold: answer for run in reversed(self.runs) if (answer := run.cases.controls.get(name))}
             if len(first) == len({run.fold for run in self.runs}):
-                controls[name] = join_folds([first[fold] for fold in sorted(first, key=lambda fold: fold or 0)])
+                joined = join_folds([first[fold] for fold in sorted(first, key=lambda fold: fold or 0)])
+                if self._parted:  # a patient has a decision in each of its folds: not what networks are scored by
+                    values = {score: joined.values[score] for score in joined.values if score != "accuracy_patients"}
+                    joined = replace(joined, values=values)
+                controls[name] = joined
         return controls
+
+    @property
+    def _parted(self) -> bool:
+        """Return True if a known patient is in the test parts of several folds."""
+        tested = {run.fold: run.cases.images for run in self.runs}
+        known = [set(images.patients) - {""} for images in tested.values() if images and images.patients is not None]
+        return sum(map(len, known)) > len(set().union(*known))
 
     def _statistic(self, name: str) -> Statistic | None:
         mean = self.value(name)

@@ -28,16 +28,17 @@ def confusion_intervals(
         tested: predictions on the same images by several runs, in any order of the images.
         units: `(n,)` number of the unit of each image, for each run; the same unit has the same number in all.
         means: observed score by name; only those that are known get an interval.
-        present: `(classes,)` classes that count in means over classes; None: all.
+        present: `(classes,)` classes that count in means over classes; None: those that occur.
     """
     resampled: list[Mapping[str, Floats]] = []
     for images, numbers in zip(tested, units, strict=True):
         k = len(images.classes)
+        counted = _occurring(images) if present is None else present
         counts = add_up(_codes(numbers), np.eye(k * k)[images.labels * k + images.predicted])
         if len(counts) < 2:
             return {}
-        drawn = of_confusion((times_drawn(len(counts)) @ counts).reshape(-1, k, k), images.classes, present)
-        observed = of_confusion(confusion_counts(images.predicted, images.labels, k), images.classes, present)
+        drawn = of_confusion((times_drawn(len(counts)) @ counts).reshape(-1, k, k), images.classes, counted)
+        observed = of_confusion(confusion_counts(images.predicted, images.labels, k), images.classes, counted)
         resampled.append({name: values - float(observed[name]) for name, values in drawn.items()})
     return _around(resampled, means)
 
@@ -58,10 +59,14 @@ def auroc_intervals(
         count = int(codes.max()) + 1
         if count < 2 or not np.isfinite(images.probabilities).all():
             return {}
-        counted = np.ones(len(images.classes), np.bool_) if present is None else present
+        counted = _occurring(images) if present is None else present
         each, once = (_of_classes(images, codes, times, counted) for times in (times_drawn(count), np.ones((1, count))))
         resampled.append({name: values - once[name] for name, values in each.items()})
     return _around(resampled, means)
+
+
+def _occurring(images: Images) -> NDArray[np.bool_]:
+    return np.bincount(images.labels, minlength=len(images.classes)) > 0
 
 
 def _of_classes(images: Images, codes: Units, times: Floats, present: NDArray[np.bool_]) -> dict[str, Floats]:

@@ -60,7 +60,8 @@ class Subset:
         of_counts = of_confusion(counts, seed.classes, self.present)
         scores |= {name: float(of_counts[name]) for name in ("precision", "recall", "f1")}
         scores["auroc"] = float(np.mean([scores[f"auroc_{name}"] for name in self._names]))
-        return {name: value for name, value in scores.items() if not math.isnan(value)}
+        absent = tuple(f"_{name}" for name in seed.classes if name not in self._names)
+        return {name: value for name, value in scores.items() if not math.isnan(value) and not name.endswith(absent)}
 
     @property
     def _names(self) -> list[str]:

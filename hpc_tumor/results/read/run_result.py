@@ -26,6 +26,7 @@ class RunResult:
 
     Attributes:
         path: run directory as printable text; `place` is the actual path.
+        leak_found: False if no copy and no known patient is in two parts; None if it was not recorded.
         split_leakage: sentence on the copies and patients that a split of images has in two parts.
         config: settings by dotted name.
         settings: hash of the settings without NOT_SETTINGS, equal for runs with equal settings.
@@ -44,6 +45,7 @@ class RunResult:
     split: str
     split_leaks: bool | None
     split_leakage: str | None
+    leak_found: bool | None
     split_seed: int | None
     fold: int | None
     folds: int | None

@@ -22,6 +22,9 @@ _LATER = ("scoring.flips", "scoring.clean")  # settings that earlier versions di
 _ABSENT = {"data.conflicts": None, "data.test_source": None}  # likewise
 
 
+_LEAKS = ("copies", "same_patient", "val_copies", "val_same_patient")  # counts of `split_leakage`
+
+
 def find_fault(result: Mapping[str, Any]) -> str | None:
     """Return why `result` is not of a run of this tool, or None."""
     task = result.get("task")
@@ -39,6 +42,7 @@ def read_finished(run: RunDir, result: Mapping[str, Any]) -> RunResult:
     config = read_json(run.config) or {}
     settings = flat(config)
     data, counts = section(config.get("data")), section(result.get("cases"))
+    leakage = section(result.get("split_leakage"))
     best, last = section(result.get("best")), section(result.get("last"))
     task, lost, scored = str(result["task"]), run.weights_lost(), scores(best.get("test"))
     cases, tested, remarks = _tested(run, task, scored, result, config)
@@ -49,7 +53,8 @@ def read_finished(run: RunDir, result: Mapping[str, Any]) -> RunResult:
         "filters": integer(section(config.get("model")).get("filters")),
         "seed": integer(result.get("seed", config.get("seed"))), "folds": integer(data.get("folds")),
         "split": text(result.get("split")) or text(data.get("split")) or "unknown",
-        "split_leakage": text(section(result.get("split_leakage")).get("summary")),
+        "split_leakage": text(leakage.get("summary")),
+        "leak_found": any(integer(leakage.get(name)) for name in _LEAKS) if leakage else None,
         "store": text(result.get("store")) or text(data.get("store")) or "unknown store",
         "train_cases": integer(counts.get("train")), "val_cases": integer(counts.get("val")), "test_cases": tested,
         "chosen_by": "last epoch" if lost else text(result.get("chosen_by")), "weights_lost": lost,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
 from hpc_tumor.results.compare.comparison import Group
 from hpc_tumor.results.compare.entries import Entry
-from hpc_tumor.results.compare.measures import DECISION, KNOWN, MAIN_SCORE, measure
+from hpc_tumor.results.compare.measures import DECISION, KNOWN, MAIN_SCORE, RIGHT_OR_WRONG, measure
 from hpc_tumor.results.compare.published import PUBLISHED, PublishedResult
-from hpc_tumor.results.compare.statistics import Statistic, bootstrap_means, mean_and_sd
+from hpc_tumor.results.compare.statistics import Statistic, bootstrap_means, exact_interval, mean_and_sd
 from hpc_tumor.results.read.lazy import LazyPresent
 from hpc_tumor.results.read.run_result import RunResult, Scores, mean_of
 from hpc_tumor.scores import classification_scores, confusion_counts, of_confusion
@@ -197,13 +197,21 @@ def control_rows(group: Group) -> list[Row]:
     for control, cases in group.controls.items():
         groups = None if cases.groups is None else cases.groups.tolist()
         means = {score: bootstrap_means(values[:, None], groups)[0] for score, values in cases.values.items()}
-        statistics = {score: mean for score, mean in means.items() if mean is not None}
+        statistics = {score: _exact(score, mean) for score, mean in means.items() if mean is not None}
         if (images := cases.images) is not None:
             counts = confusion_counts(images.controls[control], images.labels, len(images.classes))
-            of_counts = of_confusion(counts, images.classes)
+            of_counts = of_confusion(counts, images.classes, counts.sum(1) > 0)
             statistics |= {score: Statistic(float(of_counts[score])) for score in _OF_ANSWERS}
         rows.append(Row("control", f"{CONTROLS[control]} (no network)", group.task, "", statistics=statistics))
     return rows
+
+
+def _exact(score: str, mean: Statistic) -> Statistic:
+    """Replace the interval of a share of 0 or 1, of which resamples do not differ, by the exact one."""
+    if score not in RIGHT_OR_WRONG or mean.low is None or mean.low != mean.high:
+        return mean
+    low, high = exact_interval(mean.mean, mean.units or 1)
+    return replace(mean, low=low, high=high)
 
 
 def _gpus(run: RunResult) -> str:

@@ -55,7 +55,7 @@ def test_a_larger_mean_is_not_better_where_the_test_says_the_opposite(tmp_path: 
     (group,) = collect_runs([RunDir(tmp_path / name) for name in "ab"]).groups
     assert group.entries[0].score > group.entries[1].score  # type: ignore[operator]
     said, ranks = conclusions(group)
-    assert "unet has the highest Dice; but worse on most patients than improved-unet (p < 0.001)" in said
+    assert "unet has the highest Dice; but worse for most patients than improved-unet (p < 0.001)" in said
     assert "; better than" not in said
     assert "3 patients decide: without patient-2 (" in ranks
 
@@ -233,7 +233,7 @@ def test_every_network_is_compared_with_the_nearest_neighbour(tmp_path: Path) ->
     assert conclusions(group)[1:] == (
         "Against the nearest-neighbour control (accuracy 50.0 %): better: cnn (p = 0.006); not shown to"
         " be better: alexnet (p = 0.500); worse: vgg16 (p = 0.006). Same test, Holm-corrected over these 3 tests.",
-        "A network that is not better than these controls has shown nothing: alexnet (nearest neighbour), vgg16"
+        "Not shown to be better than a control, which has no network: alexnet (nearest neighbour), vgg16"
         " (nearest neighbour).",
         "Not compared with file facts or intensities: no run recorded these controls.",
     )
@@ -348,7 +348,7 @@ def test_the_verdict_names_the_controls_that_a_network_does_not_beat(tmp_path: P
         " (p = 0.083).",
         "Against the file-facts control (accuracy 75.0 %): better: cnn (p = 0.006); not shown to be better: vit"
         " (p = 1.000). Same test, Holm-corrected over these 6 tests.",
-        "A network that is not better than these controls has shown nothing: vit (nearest neighbour, file facts).",
+        "Not shown to be better than a control, which has no network: vit (nearest neighbour, file facts).",
     )
     rows = {row[0]: row for row in group_tables(group)["results"].rows}
     assert ["75.0" in rows["file facts (no network)"], "0.0" in rows["intensities (no network)"]] == [True, True]

@@ -14,6 +14,7 @@ from made_runs import CLASSES, classification_run, full_classification_run, with
 from hpc_tumor.results.compare.comparison import Comparison, Group
 from hpc_tumor.results.compare.statistics import RESAMPLES
 from hpc_tumor.results.tables.layouts import group_tables, terminal_tables
+from hpc_tumor.results.tables.rows import control_rows
 from hpc_tumor.results.write.as_json import as_json
 from hpc_tumor.results.write.collect import collect_runs
 from hpc_tumor.run_dir import RunDir
@@ -264,3 +265,34 @@ def test_an_entry_whose_seeds_do_not_all_know_patients_keeps_only_copies_togethe
     assert entry.statistics["accuracy"].units > len({row["unit"] for row in rows})
     assert entry.known is None
     assert group.units == "duplicate groups"
+
+
+def test_classes_that_do_not_occur_count_in_no_mean_and_have_no_scores(group: Group) -> None:
+    """No image without a tumour has a known patient."""
+    known = next(entry.known for entry in group.entries if entry.model == "cnn")
+    assert known is not None
+    for subset in (known.images, known.decisions):
+        each = [subset.statistic(f"recall_{name}") for name in CLASSES]
+        assert [statistic is None for statistic in each] == [name == "notumor" for name in CLASSES]
+        mean = subset.statistic("recall")
+        assert mean is not None
+        assert mean.mean == pytest.approx(np.mean([statistic.mean for statistic in each if statistic is not None]))
+
+
+def test_images_of_no_known_patient_are_not_called_patients(tmp_path: Path) -> None:
+    runs = [image_run(tmp_path, model) for model in CHANCES]
+    for run in runs:
+        with run.cases.open(encoding="utf-8") as file:
+            write_rows(run.cases, [{**row, "patient": ""} for row in list(csv.DictReader(file))])
+    (group,) = collect_runs(runs).groups
+    assert group.units == "duplicate groups"
+
+
+def test_a_control_that_is_always_right_has_the_exact_interval(tmp_path: Path) -> None:
+    run = image_run(tmp_path, "cnn")
+    with run.cases.open(encoding="utf-8") as file:
+        write_rows(run.cases, [{**row, "nearest": row["label"]} for row in list(csv.DictReader(file))])
+    (group,) = collect_runs([run]).groups
+    (row,) = control_rows(group)
+    assert row.statistics["accuracy"].low == pytest.approx((0.025) ** (1 / 9))
+    assert row.statistics["accuracy"].high == 1
