@@ -21,7 +21,7 @@ from hpc_tumor.cluster.launch.private import code_folder, make_private, remove_e
 from hpc_tumor.errors import HpcTumorError
 from hpc_tumor.system import atomic
 
-_KINDS = ("*.py", "*.toml", "*.j2", "*.html", "*.css", "*.js", "*.npz")
+_KINDS = ("*.py", "*.toml", "*.j2", "*.html", "*.css", "*.js", "*.npz", "*.md")
 _KEPT_DAYS = 180  # since the last submission; resumed runs use the current code
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # fixed, so that the same files give the same archive
 CODE_LOST = 79  # exit code of a start whose archive does not match its name
