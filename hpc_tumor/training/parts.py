@@ -15,7 +15,7 @@ from hpc_tumor.config import CLASSIFICATION_SIZE, Experiment
 from hpc_tumor.data.feed.loader import Batch, BatchLoader, epoch_order
 from hpc_tumor.data.feed.row_cache import Ranks, allocate_cache
 from hpc_tumor.data.feed.samples import ImagePart, Part, SlicePart
-from hpc_tumor.data.splits.splits import Split, image_notes, middle_pairs, split_of
+from hpc_tumor.data.splits.splits import Split, middle_pairs, split_of
 from hpc_tumor.data.store.store import Store
 from hpc_tumor.errors import DataError
 from hpc_tumor.training.distributed import Distributed
@@ -73,7 +73,6 @@ class Parts:
         sizes = ", ".join(f"{count} {name}" for name, count in self.counts().items())
         slices = f"; {len(self.train.part)} slices to train on" if self.classes is None else ""
         leaks = "; this split leaks between its parts" if self.split.leaks else ""
-        leaks += "".join(f"; {note}" for note in image_notes(self.split))
         cavity = self.classes is None and len(self.store.labels) > TUMOUR_LABELS
         return f"{unit}: {sizes}{slices}{leaks}" + ("; resection cavities count as background" if cavity else "")
 

@@ -15,6 +15,7 @@ from hpc_tumor.config import Experiment
 from hpc_tumor.data.feed.samples import SlicePart
 from hpc_tumor.data.splits.known_cases import save_known_cases
 from hpc_tumor.data.splits.split_file import write_split
+from hpc_tumor.data.splits.splits import image_notes
 from hpc_tumor.errors import TrainingError, UsageError
 from hpc_tumor.models import MODELS, build_model
 from hpc_tumor.records import Event, read_events
@@ -198,6 +199,7 @@ def _announce(state: TrainingState, chosen: list[str], resumed: bool) -> None:
         f"{experiment.model.name}: {ranks}, {device}, {threads} each",
         *chosen[:-1],
         f"split {parts.split.kind}: {parts.describe()}",
+        *(f"  {note}" for note in image_notes(parts.split)),
         *(f"{name} samples: {location}" for name, location in parts.locations.items()),
         chosen[-1],
     ]
