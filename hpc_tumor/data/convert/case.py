@@ -110,7 +110,7 @@ def unpack_images(path: Path) -> tuple[list[Row], list[bytes], list[bytes]]:
         chunks.append(bytes(data[end : end + size]))
         end += size
     count = len(head["rows"])
-    if not all(is_sound(chunk) for chunk in (*chunks[:count], *filter(None, chunks[count:]))):
+    if end != len(data) or not all(is_sound(chunk) for chunk in (*chunks[:count], *filter(None, chunks[count:]))):
         raise ValueError(f"{path} is damaged")
     return head["rows"], chunks[:count], chunks[count:] or [b""] * count  # earlier versions wrote no masks
 

@@ -129,9 +129,10 @@ def test_background_of_each_slice() -> None:
 def test_images_are_packed_and_unpacked(tmp_path: Path) -> None:
     rows = [{"case": "a (1).jpg", "size": [3, 4]}, {"case": "ü.png", "size": [5, 6]}]
     chunks = [pack_chunk(np.full((4, 4), value, np.uint8), IMAGE_COMPRESSION) for value in (7, 9)]
-    data, file = pack_images(rows, chunks), tmp_path / "x.images"
+    masks = [b"", pack_chunk(np.ones((4, 4), np.uint8), IMAGE_COMPRESSION)]  # only the second has one
+    data, file = pack_images(rows, chunks, masks), tmp_path / "x.images"
     file.write_bytes(data)
-    assert unpack_images(file) == (rows, chunks)
+    assert unpack_images(file) == (rows, chunks, masks)
     for place in range(len(data)):  # a byte that the disk gives back otherwise, anywhere
         file.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
         with pytest.raises(ValueError, match=r"damaged|Expecting|codec|Extra"):
