@@ -367,6 +367,7 @@ def test_whatever_the_terminal_commands_end_well_and_files_are_utf_8(variables: 
     assert "données" in (work / "audit.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_colours_only_on_a_terminal_that_wants_them() -> None:
     assert "\x1b" not in python("-m", "hpc_tumor", "clusters").stdout
     assert "\x1b" in _on_a_terminal()
@@ -492,6 +493,7 @@ def test_submitting_here_does_not_load_torch(work: Path, monkeypatch: pytest.Mon
     assert run.name in done.stdout
 
 
+@pytest.mark.slow
 def test_help_comes_at_once() -> None:
     def seconds_of_cpu() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

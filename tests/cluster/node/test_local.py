@@ -79,6 +79,7 @@ def ended(run: RunDir) -> bool:
     return run.name not in local_queue.positions(run.path.parent) and not processes_of(run)
 
 
+@pytest.mark.slow
 def test_two_ranks_finish(submit: Submit) -> None:
     run = submit("finish", gpus=2)
     wait_for(lambda: ended(run))
@@ -89,6 +90,7 @@ def test_two_ranks_finish(submit: Submit) -> None:
     assert list((run.path.parent / f".queue-{os.getuid()}").glob("0*")) == []
 
 
+@pytest.mark.slow
 def test_ranks_import_nothing_from_the_current_folder(submit: Submit, tmp_path: Path) -> None:
     for name in ("types", "enum", "signal", "numpy", "torch", "hpc_tumor"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit(f'{__file__} was imported')\n")
@@ -116,6 +118,7 @@ def test_runs_go_one_after_another(submit: Submit) -> None:
     assert (read_json(first.status) or {})["state"] == "stopped"
 
 
+@pytest.mark.slow
 def test_runs_that_fit_on_the_gpu_together_go_side_by_side(submit: Submit) -> None:
     first, second, third = (submit("wait", share=share) for share in (0.625, 0.25, 0.25))
     for run in (first, second):
@@ -154,6 +157,7 @@ def passes_signals_on(process: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_run_whose_code_is_lost_while_it_waits_runs_no_other(submit: Submit) -> None:
     first, second = submit("wait"), submit("finish")
     wait_for(lambda: "started" in events(first))
@@ -201,6 +205,7 @@ def test_a_killed_rank_is_recorded_before_the_others_end() -> None:
     assert (ranks.failed, alive, survivor.returncode) == (1, [True], -signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_ranks_end_with_what_started_them(submit: Submit) -> None:
     run = submit("deaf", gpus=2)
     wait_for(lambda: "started" in events(run))
@@ -238,6 +243,7 @@ def test_resume(submit: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
         wait_for(lambda: ended(run)) and cancel(read_states([run])[0])
 
 
+@pytest.mark.slow
 def test_survives_logout(submit: Submit) -> None:
     run = submit("wait")
     job_id = int(json.loads(run.job.read_text())["job_id"])
@@ -272,6 +278,7 @@ def test_a_submission_that_is_ended_leaves_no_process_without_its_run(
     assert state_of(run) == "finished"
 
 
+@pytest.mark.slow
 def test_a_run_begins_though_the_folder_it_was_submitted_from_is_gone(
     submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
         process.wait()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_or_is_cancelled_ends_alone(
     job: Callable[..., Job], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,6 +138,7 @@ def test_a_run_that_fails_or_is_cancelled_ends_alone(
     assert f"start 1 of {shared.runs[3].name}" in said
 
 
+@pytest.mark.slow
 def test_the_job_starts_again_only_what_may_succeed(job: Callable[..., Job]) -> None:
     shared = job("die", "wait", "finish")
     process = shared.start()
@@ -163,6 +165,7 @@ def test_the_job_starts_again_only_what_may_succeed(job: Callable[..., Job]) -> 
     assert len(shared.runs[2].read_events("finished")) == 1
 
 
+@pytest.mark.slow
 def test_ranks_that_a_warning_kills_are_started_again(job: Callable[..., Job]) -> None:
     """Such as those that are only starting, and do not listen yet."""
     shared = job("deaf", "wait")

@@ -206,6 +206,7 @@ def test_published_slices_have_neighbours_in_training(patients: Path) -> None:
         assert case_leakage(store, split, np.arange(6), 1.0).neighbours == near
 
 
+@pytest.mark.slow
 def test_real_patients_are_remembered_when_slices_are_drawn(tmp_path: Path) -> None:
     """Neighbouring slices of one patient answer for each other; those of another patient do not."""
     prepare_dataset(BraTSReader(), real_data("brats"), tmp_path / "s.zarr", workers=1)

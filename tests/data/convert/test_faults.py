@@ -156,6 +156,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("kind", ["brats", "brain-mri"])
 def test_a_disk_that_is_really_full(tmp_path: Path, small_disk: Path, kind: str, count: int) -> None:
@@ -260,6 +261,7 @@ def test_a_worker_that_cannot_begin_is_no_fault_of_a_case(tmp_path: Path, monkey
         prepare(source, tmp_path / "s.zarr", workers=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", ["ro", "size=4k"])
 def test_shared_memory_of_the_machine_is_not_needed(tmp_path: Path, options: str) -> None:
     if os.getuid() or subprocess.run(["unshare", "-m", "true"], check=False).returncode:

@@ -258,6 +258,7 @@ def test_a_store_that_changes_meanwhile_is_not_used(store: Path, disk: Path, tmp
     assert [path.suffix for path in own.iterdir()] == [".lock"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_to_stop_does_not_wait(store: Path, disk: Path, said: list[str]) -> None:
     copy = stage(store, disk, said)
     assert copy is not None

@@ -230,6 +230,7 @@ def test_mat_files(tmp_path: Path) -> None:
     run(read_mats, tmp_path, 9, 400, least=400)
 
 
+@pytest.mark.slow
 def test_h5_file_that_takes_its_reader_along(tmp_path: Path) -> None:
     """Byte 928, of the filters of a dataset, from 11 to 123: HDF5 2.0 writes outside its memory, and mostly aborts."""
     path, good = tmp_path / "volume_1_slice_0.h5", h5_sample()

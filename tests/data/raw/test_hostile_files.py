@@ -160,6 +160,7 @@ def prepare_data(*arguments: str, **environment: str) -> subprocess.CompletedPro
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("locale", ["C.UTF-8", "C"])
 def test_a_folder_of_hostile_patients(tmp_path: Path, locale: str) -> None:
     source = write_patients(tmp_path / "raw", 2)

@@ -137,6 +137,7 @@ def test_what_is_packed_is_unpacked_bit_for_bit_and_takes_less() -> None:
     assert len(text) < 0.8 * sketches.nbytes
 
 
+@pytest.mark.slow
 def test_two_real_patients_in_one_atlas_are_told_apart_and_a_shifted_biased_copy_is_recognised() -> None:
     root = real_data("brats")
     reader = BraTSReader()
