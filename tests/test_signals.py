@@ -121,6 +121,7 @@ MOMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "moment"),
     [*(("one", moment) for moment in MOMENTS), ("an array", "before the answer"), ("a chain", "Ctrl-C")],
@@ -138,6 +139,7 @@ def test_a_submission_that_is_ended_leaves_no_job_without_its_run(
     assert len(runs) == (2 if shape == "an array" else 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before the answer", "Ctrl-C"])
 def test_a_resume_that_is_ended_leaves_no_job_without_its_run(slurm: Path, store: Path, moment: str) -> None:
     submit = ("submit", "--model", "cnn", "--data", str(store), "--cluster", str(slurm / "requeue.toml"))
@@ -152,6 +154,7 @@ def test_a_resume_that_is_ended_leaves_no_job_without_its_run(slurm: Path, store
     assert set(now) == queued(slurm) - {"99"} != set(first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before the answer", "Ctrl-C"])
 def test_a_conversion_that_is_ended_leaves_no_array(slurm: Path, moment: str) -> None:
     make_phantom(slurm / "raw", "brain-mri", 8, seed=1)
@@ -161,6 +164,7 @@ def test_a_conversion_that_is_ended_leaves_no_array(slurm: Path, moment: str) ->
     assert (slurm / "queue" / "once").exists()
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_does_not_reach_what_takes_the_job_back(slurm: Path, store: Path) -> None:
     """The number is not told; Ctrl-C comes while scancel is at work. What became of the job is said all the same."""
     scancel = slurm / "bin" / "scancel"
@@ -176,6 +180,7 @@ def test_a_second_interrupt_does_not_reach_what_takes_the_job_back(slurm: Path, 
     assert not (slurm / "runs").exists()
 
 
+@pytest.mark.slow
 def test_what_sbatch_does_not_tell_of_is_taken_back(slurm: Path, store: Path) -> None:
     """As when the controller takes the job, and answers too late."""
     submit = ("submit", "--model", "cnn", "--data", str(store), "--cluster", str(slurm / "requeue.toml"))

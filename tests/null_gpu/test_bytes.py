@@ -87,6 +87,7 @@ def sums(kernels: list[Kernel]) -> dict[str, int]:
     return dict(found)
 
 
+@pytest.mark.slow
 def test_a_step_is_counted_as_by_hand(null_gpu: NullGpu) -> None:
     kernels = null_gpu.call(count_small, False)
     assert sums(kernels) == EAGER
@@ -115,6 +116,7 @@ def count_custom() -> list[Kernel]:
     return mode.kernels
 
 
+@pytest.mark.slow
 def test_kernels_of_triton_are_counted_once_with_their_tensors(null_gpu: NullGpu) -> None:
     size = 4 * 1000
     assert [(kernel.name, kernel.bytes, kernel.generated) for kernel in null_gpu.call(count_custom)] == [

@@ -34,6 +34,7 @@ def watch_end_of_epoch(store: Path, model: str) -> Watch:
         return watching.watch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["cnn", "unet"])
 def test_the_end_of_an_epoch_waits_for_results_only(model: str, null_gpu: NullGpu, stores: dict[str, Path]) -> None:
     watch = null_gpu.call(watch_end_of_epoch, stores[MODELS[model].task], model)

@@ -101,6 +101,7 @@ def take_deterministically() -> None:
             augment_images(batch.images, draw_image_parameters(BATCH, 0, 0, batch.step))
 
 
+@pytest.mark.slow
 def test_batches_need_no_operation_that_is_not_deterministic(null_gpu: NullGpu) -> None:
     null_gpu.call(take_deterministically)
 
@@ -121,6 +122,7 @@ def train(keep: str) -> tuple[Watch, int]:
     return watch, waits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", KEEP)
 def test_steps_wait_for_no_buffer(keep: str, null_gpu: NullGpu) -> None:
     watch, waits = null_gpu.call(train, keep)
@@ -165,6 +167,7 @@ def streams() -> dict[str, set[int]]:
     return seen.of
 
 
+@pytest.mark.slow
 def test_copies_have_a_stream_of_their_own(null_gpu: NullGpu) -> None:
     of = null_gpu.call(streams)
     copying = {stream for name, used in of.items() if "copy" in name for stream in used}

@@ -253,6 +253,7 @@ def train_with(path: Path, fault: str, stops: list[int | None]) -> tuple[list[st
     return outcomes, watch.graph_launches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [("wait", "capturing"), ("pageable", "capturing"), ("memory", "out of memory"), ("stream", "uncaptured work")],
@@ -284,6 +285,7 @@ def train_in_full_memory(path: Path, used: float) -> int:
         return train_with(path, "none", [None])[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("used", "captured"), [(0.45, False), (0.2, True)])
 def test_a_graph_leaves_memory_for_what_runs_beside_it(
     used: float, captured: bool, null_gpu: NullGpu, stores: dict[str, Path], tmp_path: Path
@@ -313,6 +315,7 @@ def test_a_run_is_stopped_resumed_and_finished_with_graphs(
     assert result_of(run)["epochs"] == 3
 
 
+@pytest.mark.slow
 def test_variables_for_debugging_forbid_graphs(null_gpu: NullGpu, stores: dict[str, Path], tmp_path: Path) -> None:
     variables = {"CUDA_LAUNCH_BLOCKING": "1"}
     run = null_run(tmp_path, stores["classification"], "cnn", recipe={"epochs": 1})

@@ -88,5 +88,6 @@ def test_other_layouts_and_watched_layers_are_left_to_torch(null_gpu: NullGpu) -
     assert null_gpu.call(changed, "deterministic") == KERNELS
 
 
+@pytest.mark.slow
 def test_old_gpus_are_left_to_torch(null_gpu: NullGpu) -> None:
     assert null_gpu.call(step, torch.float16, capability=7.0) == {}

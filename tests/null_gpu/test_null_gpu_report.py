@@ -122,6 +122,7 @@ def test_a_step_that_waits_cannot_be_captured_and_says_why(null_gpu: NullGpu, jo
     assert "\n" not in why
 
 
+@pytest.mark.slow
 def test_planted_faults_are_noticed(null_gpu: NullGpu, job: Job) -> None:
     checks = null_gpu.call(measure, "assertions", {"planted": "faults"}, job)
     assert checks["a planted wait is noticed"]["passed"]

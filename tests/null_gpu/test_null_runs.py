@@ -50,11 +50,13 @@ def test_a_run_is_stopped_resumed_tested_and_predicts(
     assert len(prediction.rows) == (60 if MODELS[model].task == "classification" else 5)
 
 
+@pytest.mark.slow
 def test_a_run_with_empty_volumes_only_is_cleaned(null_gpu: NullGpu, stores: dict[str, Path], tmp_path: Path) -> None:
     run = null_run(tmp_path, stores["segmentation"], "unet", recipe={"epochs": 1}, scoring={"clean": True})
     assert null_gpu.call(train_run, run.path) == ["finished"]
 
 
+@pytest.mark.slow
 def test_a_run_that_shares_its_gpu_counts_its_share_of_the_hours(
     null_gpu: NullGpu, stores: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -84,6 +86,7 @@ def train_until_released(path: Path) -> tuple[list[tuple[int, bool, bool]], Watc
     return released, watches[0] if watches else Watch()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "ranks", "settings"), [
     ("cnn", 1, {}), ("unet", 1, {}), ("improved-unet", 1, {"scoring": {"clean": True}}), ("unet", 2, {}),
 ])  # fmt: skip
@@ -105,6 +108,7 @@ def test_a_gpu_is_released_before_cases_are_measured(
     assert all(not released for released, _ in others)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("final", [False, True])
 @pytest.mark.parametrize("model", ["cnn", "unet"])
 def test_evaluation_waits_for_the_gpu_at_its_end_only(
@@ -152,6 +156,7 @@ def predict_in_little_memory(path: Path, source: Path, output: Path) -> str:
     return str(raised.value)
 
 
+@pytest.mark.slow
 def test_full_memory_of_a_prediction_is_explained(null_gpu: NullGpu, stores: dict[str, Path], tmp_path: Path) -> None:
     store = stores["segmentation"]
     run = null_run(tmp_path, store, "unet", recipe={"epochs": 1})

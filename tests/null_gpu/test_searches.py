@@ -37,6 +37,7 @@ def watch_searches(store: Path, model: str, deterministic: bool) -> tuple[Watch,
         return first.watch, everything
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["cnn", "unet"])
 def test_only_the_full_training_batch_is_searched(model: str, null_gpu: NullGpu, stores: dict[str, Path]) -> None:
     store = stores[MODELS[model].task]

@@ -88,6 +88,7 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert file.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_without_onnxruntime_nothing_is_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

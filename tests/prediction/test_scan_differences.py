@@ -76,6 +76,7 @@ def changed(folder: Path, to: Path, roles: dict[str, str], change: Callable[[Any
         nib.save(change(nib.load(source)), to / f"{to.name}_{role}.nii.gz")
 
 
+@pytest.mark.slow
 def test_a_prediction_names_scans_unlike_those_trained_on(
     patients: Path, unet_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

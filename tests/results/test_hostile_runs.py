@@ -145,6 +145,7 @@ def test_every_hostile_value_in_every_field(tmp_path: Path) -> None:
     tables_and_files(collect_runs([run]), tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_permuted_runs_and_rows_change_no_byte_of_any_file(tmp_path: Path, originals: list[Path]) -> None:
     runs = [RunDir(shutil.copytree(path, tmp_path / "runs" / path.name)) for path in originals]
     runs += [

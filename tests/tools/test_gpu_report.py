@@ -67,6 +67,7 @@ def conductor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     return run
 
 
+@pytest.mark.slow
 def test_what_an_item_has_told_stays_whatever_happens_to_it(conductor: Callable[..., Report], tmp_path: Path) -> None:
     report = conductor("print", "raise", "crash", "hang", "end")
     items = report.items("acting")
@@ -91,6 +92,7 @@ def test_a_part_that_cannot_start_fails_as_a_whole(conductor: Callable[..., Repo
     assert [reason for _, _, reason in missing(report.values)] == [why, why]
 
 
+@pytest.mark.slow
 def test_a_part_that_is_cut_short_says_so(conductor: Callable[..., Report]) -> None:
     report = conductor("end", "hang", "never", seconds=4.0)
     reasons = {item: why for _, item, why in missing(report.values)}

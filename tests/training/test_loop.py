@@ -48,6 +48,7 @@ def test_a_run_leaves_the_whole_record(tmp_path: Path, slice_store: Path) -> Non
     assert not list(run.path.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_classification_scores_every_test_image_once(tmp_path: Path, image_store: Path) -> None:
     run = new_run(tmp_path, image_store, "cnn")
     train_here(run)

@@ -127,6 +127,7 @@ def test_conversions_that_go_on(tmp_path: Path, images: bool) -> None:
     run(convert_again, tmp_path, images, 9, 60, least=60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [False, True], ids=["volumes", "images"])
 def test_stores(tmp_path: Path, images: bool) -> None:
     run(mutate_store, tmp_path, images, 8, 400, least=400)

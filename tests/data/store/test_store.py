@@ -47,6 +47,7 @@ def own_path(tmp_path: Path) -> Path:
     return tmp_path / "s.zarr"
 
 
+@pytest.mark.slow
 def test_every_voxel_of_the_real_patients_returns(real_store: Store) -> None:
     source = real_data("brats")
     for case, name in enumerate(real_store.case_ids):

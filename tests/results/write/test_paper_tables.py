@@ -80,6 +80,7 @@ def test_nothing_is_bold_where_nothing_is_compared(tmp_path: Path) -> None:
         assert all(table.strong == frozenset() for table in paper_tables(group))
 
 
+@pytest.mark.slow
 def test_many_entries_make_no_table_longer_than_a_page(tmp_path: Path) -> None:
     runs = [segmentation_run(tmp_path, f"r{i}", [(0.5 + i / 200,) * 3] * 4, model=f"net-{i}") for i in range(60)]
     (group,) = collect_runs(runs).groups

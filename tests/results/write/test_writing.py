@@ -35,6 +35,7 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_tables_figures_and_report(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = runs.parent / "results"
     assert cli.main(["collect", str(runs), "--output", str(output), "--no-figures"]) == 0

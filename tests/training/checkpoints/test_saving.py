@@ -138,6 +138,7 @@ def spoil(path: Path) -> None:
     path.write_bytes(contents)
 
 
+@pytest.mark.slow
 def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
     tmp_path: Path, slice_store: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -437,6 +438,7 @@ def kill_at(run: RunDir, look: int) -> None:
         train(run.experiment(), run, Distributed(), stop)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_repeats_the_steps_after_its_last_checkpoint(
     tmp_path: Path, slice_store: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -463,6 +465,7 @@ def test_a_run_that_was_killed_repeats_the_steps_after_its_last_checkpoint(
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_no_checkpoint_names_best_weights_that_are_not_on_disk(
     tmp_path: Path, slice_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

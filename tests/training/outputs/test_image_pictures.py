@@ -15,6 +15,7 @@ from hpc_tumor.training.outputs.pictures import make_pictures
 from hpc_tumor.training.scoring.evaluate import Evaluation
 
 
+@pytest.mark.slow
 def test_images_are_those_that_the_network_is_surest_of(tmp_path: Path, image_store: Path) -> None:
     run = new_run(tmp_path, image_store, "cnn")
     train_here(run)

@@ -63,6 +63,7 @@ def test_a_start_that_fails_leaves_what_it_used(tmp_path: Path, image_store: Pat
     assert (read_json(run.usage(0, 3)) or {})["ended"] == "failed"
 
 
+@pytest.mark.slow
 def test_a_killed_start_has_left_it_before(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys, time; from pathlib import Path; from hpc_tumor.training.watch import usage;"
