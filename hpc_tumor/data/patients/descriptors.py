@@ -36,16 +36,27 @@ class Descriptors:
     Attributes:
         windows: features `(3064, 16, 16)` of the windows of the slices that are compared with each view.
         boxes: `(3064, 4)` those windows as left, top, right, bottom in shares of the sides.
-        pictures: `(3064, 64, 64)` with the detail that a view has.
-        fields: `(3064, 32, 32, 3)` of the pictures, to register with.
-        patients: `(3064,)` a number per patient.
+        detailed: `(3064, side, side)` cosine transforms of the slices, from which the rest is made when it is needed.
     """
 
     windows: tuple[tuple[Floats, ...], tuple[Floats, ...]]
     boxes: tuple[tuple[Floats, ...], tuple[Floats, ...]]
-    pictures: tuple[Floats, Floats]
-    fields: Floats
-    patients: NDArray[np.intp]
+    detailed: Floats
+
+    @functools.cached_property
+    def pictures(self) -> tuple[Floats, Floats]:
+        """`(3064, 64, 64)` with the detail that each view has."""
+        return _rendered(self.detailed[:, :_DETAIL, :_DETAIL], _RENDERED), _rendered(self.detailed, _RENDERED)
+
+    @functools.cached_property
+    def fields(self) -> Floats:
+        """`(3064, 32, 32, 3)` of the pictures, to register with."""
+        return slopes(_rendered(self.detailed[:, :SIDE, :SIDE], SIDE), BLUR, COARSE)
+
+    @functools.cached_property
+    def patients(self) -> NDArray[np.intp]:
+        """`(3064,)` a number per patient."""
+        return np.unique([patient_of(number) for number in range(1, SLICES + 1)], return_inverse=True)[1]
 
 
 @functools.cache
@@ -61,12 +72,10 @@ def descriptors() -> Descriptors:
     heads = (shipped.boxes / 64).astype(np.float32)
     cuts = [whole + np.array([left, top, -right, -bottom], np.float32) for left, top, right, bottom in _CUTS]
     boxes = ((whole, *cuts), (heads, whole))
-    windows = (tuple(features(window(frames, box)) for box in boxes[0]),
-               tuple(features(window(detailed, box)) for box in boxes[1]))  # fmt: skip
-    fields = slopes(_rendered(frames, SIDE), BLUR, COARSE)
-    pictures = (_rendered(detailed[:, :_DETAIL, :_DETAIL], _RENDERED), _rendered(detailed, _RENDERED))
-    patients = np.unique([patient_of(number) for number in range(1, SLICES + 1)], return_inverse=True)[1]
-    return Descriptors(windows, boxes, pictures, fields, patients)
+    # Of the whole slices, and of their cuts, the windows are all alike.
+    windows = (tuple(features(window(frames, box[:1])) for box in boxes[0]),
+               (features(window(detailed, heads)), features(window(detailed, whole[:1]))))  # fmt: skip
+    return Descriptors(windows, boxes, detailed)
 
 
 def transform(pictures: NDArray[np.generic]) -> Floats:
