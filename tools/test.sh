@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Run the tests in a virtual environment that this script creates.
 #
-#   bash tools/test.sh               all tests but the campaigns; 19 minutes on two cores; cluster tests start a local SLURM
-#   bash tools/test.sh --quick       without slow tests and those that need SLURM, a browser or LaTeX; 3.5 minutes on two cores
+#   bash tools/test.sh               all tests but the campaigns; 23 minutes on two cores; cluster tests start a local SLURM
+#   bash tools/test.sh --quick       without slow tests and those that need SLURM, a browser or LaTeX; 4 minutes on two cores
 #   bash tools/test.sh --campaign    only the campaigns: hours, 20 GB of disk, network access
 #   bash tools/test.sh --oldest      with the oldest versions of all packages that pyproject.toml allows
 #   bash tools/test.sh -k store -x   pass arguments to pytest, which then runs in one process unless -n is given
