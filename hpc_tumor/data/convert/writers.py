@@ -19,6 +19,7 @@ from hpc_tumor.data.convert.case import Row, Unit, UnitResult, is_intact, unpack
 from hpc_tumor.data.convert.target import Target, remove
 from hpc_tumor.data.editions import EDITIONS
 from hpc_tumor.data.patients.recognise import Recognised, recognise
+from hpc_tumor.data.patients.reference import patient_of
 from hpc_tumor.data.splits.near_duplicates import SIDE, near_duplicate_groups
 from hpc_tumor.data.splits.sketch import group_same_scans, unpack_sketches
 from hpc_tumor.data.store.nodes import (
@@ -240,7 +241,7 @@ class ImageWriter:
             for name in ("thumbnail", "head")
         )
         identical = duplicate_groups([row["sha256"] for row in rows])
-        found = recognise(thumbnails, heads)
+        found = _recognise_new(rows, thumbnails, heads)
         named = {i: (row["patient"], row["slice"]) for i, row in enumerate(rows) if "patient" in row}
         for i in named:
             rows[i]["recognised"] = int(found.slice[i])  # 0 if unknown; kept only for messages
@@ -272,6 +273,7 @@ class ImageWriter:
             sizes, boxes, slices = old.sizes.tolist(), old.boxes.tolist(), old.known_slice.tolist()
             thumbnails, heads, named = old.thumbnails, old.heads, np.isnan(old.correlation)
             patients, sources = old.patients, old.sources
+            found = list(zip(slices, old.correlation.tolist(), strict=True))
             classes, parts = [CLASSES[label] for label in old.label], old.part.tolist()
         except (DataError, IndexError):  # convert a damaged store again
             return
@@ -286,7 +288,8 @@ class ImageWriter:
                 row = {key: values[i] for key, values in texts.items()}
                 row |= {"case": name, "class": classes[i], "part": parts[i], "size": sizes[i], "box": boxes[i]}
                 row |= {"thumbnail": thumbnails[i].tobytes().hex(), "head": heads[i].tobytes().hex()}
-                row |= {"source": sources[i]} | ({"patient": patients[i], "slice": slices[i]} if named[i] else {})
+                known = {"patient": patients[i], "slice": slices[i]} if named[i] else {"found": found[i]}
+                row |= {"source": sources[i], **known}
                 if old.masks.present[i]:
                     row |= {"mask": old.masks.digests[i], "border": old.masks.border(i).tolist()}
                 self.rows[name] = row
@@ -325,6 +328,16 @@ class ImageWriter:
                 packed[file][i] or blank if file is not None else pack_chunk(next(again), IMAGE_COMPRESSION)
                 for file, i in places
             ]
+
+
+def _recognise_new(rows: Sequence[Row], thumbnails: NDArray[np.uint8], heads: NDArray[np.uint8]) -> Recognised:
+    """Recognise the images but those that the old store has recognised, which are `found` in their rows."""
+    new = [i for i, row in enumerate(rows) if "found" not in row]
+    found = recognise(thumbnails[new], heads[new])
+    each = dict(zip(new, zip(found.slice.tolist(), found.correlation.tolist(), strict=True), strict=True))
+    slices, correlation = zip(*(row.get("found") or each[i] for i, row in enumerate(rows)), strict=True)
+    patients = [patient_of(number) if number else "" for number in slices]
+    return Recognised(np.array(slices, np.int32), np.array(correlation, np.float32), patients)
 
 
 def _padded(borders: Sequence[Sequence[Sequence[float]]]) -> NDArray[np.float64]:

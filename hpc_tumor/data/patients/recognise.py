@@ -34,17 +34,17 @@ THRESHOLD = 0.94  # of the finer detail of registered pictures
 ALIKE = 0.955  # before registration: then this suffices after it, as for pictures with text in them
 THRESHOLD_ALIKE = 0.91
 MARGIN = 0.05  # by which slices of other patients must be less similar
+# Part of a store's options, so that stores with other patients are detected.
+MEASURE = (
+    f"slices of the Cheng set: correlation >= {PLAIN}, or >= {THRESHOLD} of registered pictures"
+    f" (>= {THRESHOLD_ALIKE} after {ALIKE}), and {MARGIN} above other patients"
+)
 _CANDIDATES = 12  # slices that are fitted to an image
 _WORSE = 0.1  # less similar than the best by this, a slice is not fitted
 _REFINED = 4  # of them are fitted in finer detail
 _HOPELESS = 0.82  # less similar than this, none is
 _COARSE_STEPS, _FINE_STEPS = 5, 4
 _BLOCK_ROWS = 512  # images compared at once
-# Part of a store's options, so that stores with other patients are detected.
-MEASURE = (
-    f"slices of the Cheng set: correlation >= {PLAIN}, or >= {THRESHOLD} of registered pictures"
-    f" (>= {THRESHOLD_ALIKE} after {ALIKE}), and {MARGIN} above other patients"
-)
 _BLOCK_FITS = 128  # pairs registered at once, which fit a processor's cache
 
 

@@ -54,7 +54,7 @@ def index_fault(about: Mapping[str, Any], index: Mapping[str, Any]) -> str | Non
     return None
 
 
-def is_sound(name: str, values: NDArray[Any], index: Mapping[str, Any]) -> bool:
+def is_valid_column(name: str, values: NDArray[Any], index: Mapping[str, Any]) -> bool:
     """Return False for values that no column `name` of images has, although their type and number of axes are right."""
     if name in ("thumbnail", "head"):
         return values.shape[1:] == (32, 32)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hpc_tumor.data.editions import EDITIONS, Edition
-from hpc_tumor.data.store.index_check import index_fault, is_sound
+from hpc_tumor.data.store.index_check import index_fault, is_valid_column
 from hpc_tumor.data.store.nodes import ArrayLayout, RewrittenError, read_attributes, read_column, volume_layout
 from hpc_tumor.data.store.shards import DamagedError, Pending, ReadingThreads, ShardFiles
 from hpc_tumor.data.store.stack import IMAGES, MASKS, ImageStack, Masks
@@ -376,7 +376,7 @@ class Store:
             values = read_column(self.path / "index", name, self._files)
         except (ValueError, OSError, MemoryError) as error:
             raise self._damaged(f"the index column {name}", error) from error
-        if len(values) != len(self) or not is_sound(name, values, self._index):
+        if len(values) != len(self) or not is_valid_column(name, values, self._index):
             raise self._damaged(f"the index column {name}")
         return values
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hpc_tumor.results.compare.resampled import Intervals, auroc_intervals, confusion_intervals
 from hpc_tumor.results.compare.statistics import Statistic, bootstrap_means, exact_interval, mean_and_sd
-from hpc_tumor.results.read.cases import Floats, Images
+from hpc_tumor.results.read.cases import Floats, Images, decide
 from hpc_tumor.results.read.run_result import RunResult
 from hpc_tumor.scores import case_brier, case_nll, classification_scores, confusion_counts, of_confusion
 
@@ -168,15 +168,8 @@ def _table(runs: Sequence[RunResult]) -> _Table | None:
 
 
 def _decide(table: _Table) -> Images:
-    """Return the decision for each patient, sorted by name: the class of the largest mean probability of its images.
-
-    Its true class is that of most of its images, the first of equally common ones.
-    """
-    number = np.unique(table.patients, return_inverse=True)[1]
-    counts, k = np.bincount(number), len(table.images.classes)
-    labels = np.bincount(number * k + table.images.labels, minlength=len(counts) * k).reshape(-1, k).argmax(1)
-    sums = [np.bincount(number, weights=column) for column in table.images.probabilities.T]
-    means = np.stack(sums, 1) / counts[:, None]
+    """Return the decision for each patient, sorted by name."""
+    _, labels, means = decide(table.patients, table.images.labels, table.images.probabilities)
     return _images(table.images.classes, labels, means.argmax(1), means)
 
 

@@ -54,17 +54,13 @@ class Images:
         """Decide for each known patient by the mean of its images' `probabilities` `(n, classes)`.
 
         Return 1 or 0, right or wrong, at each patient's first image, NaN elsewhere: the mean is the accuracy over
-        patients. A patient's class is that of most of its images.
+        patients.
         """
         right = np.full(len(self.labels), np.nan)
-        if self.patients is None:
-            return right
-        names, first, codes = np.unique(self.patients, return_index=True, return_inverse=True)
-        sums, votes = np.zeros((2, len(names), len(self.classes)))
-        np.add.at(sums, codes, probabilities)
-        np.add.at(votes, (codes, self.labels), 1)
-        known = names != ""
-        right[first[known]] = (sums.argmax(axis=1) == votes.argmax(axis=1))[known]
+        if self.patients is not None:
+            known = np.flatnonzero(self.patients != "")
+            first, labels, means = decide(self.patients[known], self.labels[known], probabilities[known])
+            right[known[first]] = means.argmax(axis=1) == labels
         return right
 
 
@@ -160,6 +156,21 @@ class TestCases:
         if score is not None and mean is not None and abs(score - mean) > TOLERANCE:
             return f"mean {main} is {mean:.4f} in cases.csv but {score:.4f} in result.json"
         return None
+
+
+def decide(
+    patients: NDArray[np.str_], labels: NDArray[np.int64], probabilities: Floats
+) -> tuple[NDArray[np.intp], NDArray[np.int64], Floats]:
+    """Decide for each patient, sorted by name, by the mean of its images' `probabilities` `(n, classes)`.
+
+    Returns the first image of each patient, its true class, which is that of most of its images, the first of equally
+    common ones, and its mean probabilities.
+    """
+    _, first, number = np.unique(patients, return_index=True, return_inverse=True)
+    counts, k = np.bincount(number), probabilities.shape[1]
+    votes = np.bincount(number * k + labels, minlength=len(counts) * k).reshape(-1, k)
+    sums = np.stack([np.bincount(number, weights=column) for column in probabilities.T], 1)
+    return first, votes.argmax(axis=1), sums / counts[:, None]
 
 
 @lru_cache(maxsize=64)  # most runs of a comparison have the same test cases

@@ -13,9 +13,11 @@ import pytest
 from earlier_stores import make_schema_1
 
 from hpc_tumor.cli.views.conversion import split_table
+from hpc_tumor.data.convert import writers
 from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.convert.target import locked
 from hpc_tumor.data.convert.update import bring_up_to_date
+from hpc_tumor.data.patients.recognise import Recognised, recognise
 from hpc_tumor.data.phantom.dataset import make_phantom
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader
 from hpc_tumor.data.splits.splits import make_split
@@ -170,3 +172,24 @@ def test_other_options_of_an_old_store_are_kept(old: Path) -> None:
     (old / "zarr.json").write_bytes(group_json({"hpc_tumor": {**about, "options": options}}))
     bring_up_to_date(old)
     assert Store.open(old).options == {**BrainMRIReader().options, "crop": "none"}
+
+
+def test_images_that_are_kept_are_not_recognised_again(
+    raw: Path, new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more, store = tmp_path / "more", tmp_path / "grown.zarr"
+    shutil.copytree(raw, more)
+    shutil.copytree(new, store)
+    first = sorted(raw.rglob("*.jpg"))[0]
+    (more / first.relative_to(raw).parent / "another.jpg").write_bytes(first.read_bytes())
+    prepare_dataset(BrainMRIReader(), more, tmp_path / "whole.zarr", workers=1)
+    counts: list[int] = []
+
+    def count(thumbnails: Any, heads: Any) -> Recognised:
+        counts.append(len(thumbnails))
+        return recognise(thumbnails, heads)
+
+    monkeypatch.setattr(writers, "recognise", count)
+    prepare_dataset(BrainMRIReader(), more, store, workers=1)
+    assert counts == [1]
+    assert files_of(store) == files_of(tmp_path / "whole.zarr")
