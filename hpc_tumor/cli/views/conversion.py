@@ -197,13 +197,15 @@ def _split_notes(split: Split, store: Store) -> tuple[str, ...]:
         notes.append(
             f"The store is of an earlier version and names no patients: hpc-tumor patients {store.path} adds them."
         )
-    rest = (
-        len(store) - split.excluded - split.shared - split.unknown - sum(map(len, (split.train, split.val, split.test)))
-    )
+    left_out = split.excluded + split.shared + split.unknown
+    rest = len(store) - left_out - sum(map(len, (split.train, split.val, split.test)))
     if store.task == "classification" and rest:
-        notes.append(
-            f"{counted(rest, 'image')} in no part: duplicates of others, or training images also in the test part."
-        )
+        why = "with the pixels of others"
+        if split.kind == "deduplicated":
+            why = "duplicates of others, or training images also in the test part"
+        elif split.seed is None:
+            why = "not listed in the split file"
+        notes.append(f"{counted(rest, 'image')} in no part: {why}.")
     if not len(split.val):
         notes.append("No validation part: the last epoch is used as the best.")
     return tuple(notes)

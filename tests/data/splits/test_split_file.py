@@ -11,6 +11,7 @@ import pytest
 from raw_samples import real_data, write_patients, write_pictures
 
 from hpc_tumor.cli import main
+from hpc_tumor.cli.views.conversion import split_table
 from hpc_tumor.config import Experiment
 from hpc_tumor.data.convert.prepare import prepare_dataset
 from hpc_tumor.data.raw.brain_mri import BrainMRIReader
@@ -49,6 +50,24 @@ def test_volumes_round_trip(volumes: Store, tmp_path: Path, kind: str) -> None:
         assert again.parts[part].tolist() == numbers.tolist()
     assert again.leaks == (kind == "published")
     assert again.kind.startswith("a.json ")
+
+
+def test_images_in_no_part_are_counted_with_the_reason(images: Store, tmp_path: Path) -> None:
+    """Twins are written with the same pixels: one of each is left out, but not where the folders decide."""
+    repeated = len(images) - len(set(images.identical.tolist()))
+    assert repeated > 0
+
+    def notes(split: Split) -> list[str]:
+        return [note for note in split_table(split, images).notes if "in no part" in note]
+
+    assert notes(make_split(images, "published", 0)) == []
+    (note,) = notes(make_split(images, "by-patient", 0))
+    assert note.endswith(f"{repeated} images in no part: with the pixels of others.")
+    (note,) = notes(make_split(images, "deduplicated", 0))
+    assert note.endswith("duplicates of others, or training images also in the test part.")
+    file = write(tmp_path / "few.json", leaks=True, train=images.paths[:2], val=[], test=images.paths[2:3])
+    (note,) = notes(read_split(file, images))
+    assert note == f"{len(images) - 3} images in no part: not listed in the split file."
 
 
 def test_images_round_trip_as_json_and_as_csv(images: Store, tmp_path: Path) -> None:
