@@ -39,6 +39,7 @@ from hpc_tumor.training.loop import train, train_to_end
 from hpc_tumor.training.scoring.testing import score_test_part
 from hpc_tumor.training.scoring.volumes import Watch
 from hpc_tumor.training.setup import build_state
+from hpc_tumor.training.watch import heartbeat
 from hpc_tumor.training.watch.heartbeat import Heartbeat
 
 CPU = torch.device("cpu")
@@ -395,6 +396,7 @@ def test_steps_in_an_epoch_are_saved_when_they_are_due(tmp_path: Path, slice_sto
     assert places == [(0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
 
 
+@pytest.mark.usefixtures("without_checkpoints_by_time")
 def test_the_end_of_an_epoch_is_no_reason_for_a_checkpoint(tmp_path: Path, slice_store: Path) -> None:
     run = new_run(tmp_path, slice_store, "unet", recipe={"epochs": 3})
     train_here(run)
@@ -426,6 +428,12 @@ class Killed(Exception):  # noqa: N818 - as by SIGKILL: nothing is saved
     """The process ends at once."""
 
 
+@pytest.fixture
+def without_checkpoints_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For runs that may take more than a minute on a busy machine."""
+    monkeypatch.setattr(heartbeat, "SOONEST", 1e6)
+
+
 def kill_at(run: RunDir, look: int) -> None:
     """Train until the n-th look for a signal, where the process dies."""
     looks = iter(range(look + 1))
@@ -439,6 +447,7 @@ def kill_at(run: RunDir, look: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_checkpoints_by_time")
 def test_a_run_that_was_killed_repeats_the_steps_after_its_last_checkpoint(
     tmp_path: Path, slice_store: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -489,6 +498,7 @@ def test_no_checkpoint_names_best_weights_that_are_not_on_disk(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_checkpoints_by_time")
 def test_events_come_before_the_end(tmp_path: Path, slice_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last checkpoint is written before the run says that it has finished."""
     fsync = os.fsync
